@@ -38,6 +38,14 @@ def once(found: Callable[[], object], act: Callable[[], object]) -> threading.Th
     return thread
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended; the one that started it may not know yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def until_asleep(pid: int, seconds: float = 0.2) -> None:
     """Returns when the main thread of a process has slept for ``seconds`` without waking up: it waits in native code.
 

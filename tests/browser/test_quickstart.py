@@ -11,7 +11,8 @@ from tests.browser.lab import LabPage, press_stop
 
 pytestmark = pytest.mark.browser
 
-TRAIN = "run = get_ipython().run_line_magic('dist_train', '--recipe stdlib-llama -n 2 --steps 2000 --name quickstart')"
+LINE = "--recipe stdlib-llama -n 2 --steps 100000 --name quickstart"
+TRAIN = f"run = get_ipython().run_line_magic('dist_train', '{LINE}')"
 WAIT = "from widgets.page.serve import wait_serving_comms\nwait_serving_comms(run.ended)"
 CELLS = ("%load_ext workbench", TRAIN, "import time; time.sleep(8)", WAIT)
 

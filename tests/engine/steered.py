@@ -81,21 +81,37 @@ def workload(kind: str, steps: int) -> Workload:
 
 
 class Script(StepObserver):
-    """On rank 0, writes lines when a step begins; they take effect after the next one. ``{"after": seconds}`` writes
-    later, from a thread. Other ranks may be slow."""
+    """On rank 0, writes lines when a step begins; they take effect after the next one. Other ranks may be slow.
+
+    ``script``: step -> commands; "paused" -> ``[seconds, command]``, one for each pause, which is written so long after
+    its beginning; ``[]``: "resume" is written in each pause until it ends.
+    """
 
     def __init__(self, run: Path, rank: int, script: dict[str, list[Any]], slow_s: float) -> None:
         self.run, self.rank, self.script, self.slow_s = run, rank, script, slow_s
+        self._resumes = script.get("paused") == []
+        self._goes_on = threading.Event()
 
     def begins(self, step: int, watch: int) -> None:
         if self.slow_s:
             time.sleep(self.slow_s)
         if self.rank == 0:
             for command in self.script.pop(str(step), []):
-                if isinstance(command, dict):
-                    threading.Timer(command["after"], write, (self.run, command["command"])).start()
-                else:
-                    write(self.run, command)
+                write(self.run, command)
+
+    def phase(self, name: str) -> None:
+        if name != "paused":
+            self._goes_on.set()
+        elif self.rank == 0 and self._resumes:
+            self._goes_on = threading.Event()
+            threading.Thread(target=self._resume, args=(self._goes_on,), daemon=True).start()
+        elif self.rank == 0:
+            seconds, command = self.script["paused"].pop(0)
+            threading.Timer(seconds, write, (self.run, command)).start()
+
+    def _resume(self, goes_on: threading.Event) -> None:
+        while not goes_on.wait(0.05):
+            write(self.run, ["resume", None])
 
 
 def write(run: Path, command: Any) -> None:
@@ -152,6 +168,7 @@ def train(
             for seed in (torch.manual_seed, random.seed, np.random.seed):
                 seed(7 + rank)
         control = AgreedControl(path, exchange_of(rank, ranks), one_host=one_host)
+        commands = Script(path, rank, dict(script or {}), (slow or {}).get(str(rank), 0.0))
         try:
             trainer = Trainer(
                 spec=spec,
@@ -162,7 +179,7 @@ def train(
                 log=log,
                 progress=Progress(),
                 run=path,
-                observers=[Script(path, rank, dict(script or {}), (slow or {}).get(str(rank), 0.0)), pauses],
+                observers=[commands, pauses],
                 resume=checkpoints.find(directory / resume.partition("@")[0], checkpoints.split(resume)[1])
                 if resume
                 else None,
@@ -173,6 +190,7 @@ def train(
                 _die_at(dies_at_write)
             outcome = trainer.run()
         finally:
+            commands.phase("over")
             strategy.close()
     return {
         "outcome": outcome,

@@ -55,12 +55,6 @@ def told(rank: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [row for row in rows if row[1] in kinds and row[2] not in ("saved", "removed")]
 
 
-def with_endings(script: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """After each burst, somebody resumes: twice, as a ``step`` may pause a second time."""
-    ends = [{"after": seconds, "command": ["resume", None]} for seconds in (0.4, 0.8, 1.2, 1.6, 2.0, 2.4)]
-    return {step: [*commands, *ends] for step, commands in script.items()}
-
-
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_rank_applies_the_same_commands_at_the_same_steps(run_kept, plan: str) -> None:
     ranks, options = PLANS[plan]
@@ -91,7 +85,7 @@ def test_pauses_and_checkpoints_change_nothing(run_kept, plan: str, hosts: dict[
     @FEW
     @given(script=burst(HARMLESS), slow=SLOW)
     def check(script: dict[str, list[Any]], slow: dict[str, float]) -> None:
-        arguments = {"options": options, "steps": STEPS, "script": with_endings(script), "slow": slow}
+        arguments = {"options": options, "steps": STEPS, "script": {**script, "paused": []}, "slow": slow}
         found = run_kept(ranks, TRAIN, model="llama", **hosts, **arguments)
         assert all(told(rank) == told(found[0]) for rank in found)
         for rank in range(ranks):

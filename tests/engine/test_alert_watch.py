@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.faulty_run import Faulty, alter
+from tests.waiting import until
 from workbench.core.records import ValueRecord
 from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.watch.host import alerts, notify
@@ -24,13 +23,6 @@ from workbench.telemetry.alerts.engine import find_alerts
 from workbench.telemetry.store import Store
 
 DEAD = alter("reduced block.0", range(20, 30), lambda value: 0.0)
-
-
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 300
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def logged(run: Path) -> list[Any]:
@@ -164,6 +156,7 @@ def test_what_hangs_or_raises_is_left_and_told_once(monkeypatch: pytest.MonkeyPa
     hanging.close()
     never.set()
 
+    monkeypatch.undo()
     failures = []
     raising = Notifier(lambda message: 1 / 0, failures.append)
     raising.send({})

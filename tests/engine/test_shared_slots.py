@@ -106,12 +106,12 @@ def test_ranks_do_not_wait_for_one_that_has_left_but_hear_what_it_said(tmp_path:
 
 def test_ranks_that_share_no_file_agree_with_and_without_a_sum_in_each_step(pool) -> None:
     def trained(pause_s: float, **how: bool) -> list[dict[str, Any]]:
-        script = {"1": [["lr", 0.001]], "2": [["pause", None], {"after": pause_s, "command": ["resume", None]}]}
+        script = {"1": [["lr", 0.001]], "2": [["pause", None]], "paused": [[pause_s, ["resume", None]]]}
         arguments = {"model": "plain", "options": {"plugin": "ddp"}, "steps": 6, "script": script}
-        return pool.run(2, "tests.engine.steered:train", collective_timeout_s=2.0, **how, **arguments)
+        return pool.run(2, "tests.engine.steered:train", collective_timeout_s=5.0, **how, **arguments)
 
     shared = trained(0.2)
-    without, riding = trained(3, one_host=False), trained(3, one_host=False, guarded=True)
+    without, riding = trained(6, one_host=False), trained(6, one_host=False, guarded=True)
     for other in (without, riding):
         assert [rank["rows"] for rank in shared] == [rank["rows"] for rank in other]
     assert shared[0]["shared"] and not without[0]["shared"] and not riding[0]["shared"]

@@ -146,10 +146,8 @@ def test_a_frozen_layer_stays_as_it_is(run_kept, options):
 
 
 def test_pause_longer_than_the_timeout_step_and_resume(run_kept):
-    script = {
-        "1": [["pause", None], {"after": 4.5, "command": ["step", 2]}, {"after": 5.2, "command": ["resume", None]}]
-    }
-    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=6, script=script, collective_timeout_s=2.0)
+    script = {"1": [["pause", None]], "paused": [[6, ["step", 2]], [0, ["resume", None]]]}
+    found = run_kept(2, TRAIN, model="plain", options=DDP, steps=6, script=script, collective_timeout_s=5.0)
     assert done(found, "state") == [
         (0, "running", None, None),
         (2, "paused", None, None),
@@ -169,7 +167,7 @@ def test_pause_longer_than_the_timeout_step_and_resume(run_kept):
 @pytest.mark.parametrize("one_host", [True, False], ids=["one host", "several hosts"])
 def test_paused_ranks_look_and_agree_a_few_times_a_second(run_kept, one_host: bool):
     """What this costs of a core: ``tests/benchmarks/agreement.py``."""
-    script = {"1": [["pause", None], {"after": 2, "command": ["resume", None]}]}
+    script = {"1": [["pause", None]], "paused": [[2, ["resume", None]]]}
     arguments = {"model": "plain", "options": {"plugin": "hybrid"}, "steps": 3, "script": script}
     first, second = (rank["pause"] for rank in run_kept(2, TRAIN, one_host=one_host, **arguments))
     for pause in (first, second):

@@ -66,6 +66,12 @@ def by_layer(gradients: dict[str, torch.Tensor]) -> dict[str, float]:
     return {layer: square**0.5 for layer, square in found.items()}
 
 
+def has_command(run: Path) -> bool:
+    """Whether somebody has asked for something."""
+    file = run / "control.jsonl"
+    return file.exists() and file.stat().st_size > 0
+
+
 def main(mode: str, out: Path) -> None:
     rank = 0
     if "RANK" in os.environ:
@@ -100,6 +106,8 @@ def main(mode: str, out: Path) -> None:
             schedule.step()
             if mode == "fails" and step == 3 and rank == 0:
                 raise ValueError("planted")
+            while mode == "apart" and rank == 0 and step == 10 and not has_command(run.path):
+                time.sleep(0.01)
             if mode in ("steered", "apart"):
                 time.sleep(0.01 if mode == "steered" else 0.1)
             if mode != "apart" or rank == 0 or step < 3:

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 
+from tests.waiting import until
 from workbench.cli.commands import demo
 from workbench.cli.commands.execution import NotebookFailed, inject
 from workbench.errors import RunDirectoryError
@@ -96,9 +96,7 @@ def test_an_interrupt_leaves_no_kernel(tmp_path: Path, how: signal.Signals) -> N
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=ROOT)
     pid_file = tmp_path / "out" / "pid"
-    deadline = time.monotonic() + 300
-    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: pid_file.exists() and pid_file.read_text())
     kernel = int(pid_file.read_text())
     os.kill(process.pid, how)
     _, err = process.communicate(timeout=300)

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import waiting
 from tests.programs.observed_script import LR, STEPS
 from workbench import Run
 
@@ -52,12 +52,11 @@ def started(tmp_path: Path) -> Any:
 
 
 def until(true: Callable[[], object], process: Any) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := true()):
+    def found() -> Any:
         assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
+        return true()
+
+    return waiting.until(found)
 
 
 def live(tmp_path: Path, process: Any) -> Run:

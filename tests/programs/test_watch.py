@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.programs.watched_script import STEPS
+from tests.waiting import until
 from workbench import Run
 from workbench.cli.commands.watch import STARTUP
 from workbench.rundir.directory import runs_with_spec
@@ -65,10 +65,7 @@ def warnings(run: Run) -> dict[str, Any]:
 
 
 def until_recorded() -> Run:
-    deadline = time.monotonic() + WAIT_S
-    while not runs_with_spec():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(runs_with_spec)
     return the_run()
 
 
@@ -116,8 +113,11 @@ def test_a_script_without_torch_shows_devices_and_output(watched: Any) -> None:
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, "lost"), (signal.SIGINT, "failed")])
-def test_signals_are_the_scripts(watched: Any, sent: signal.Signals, status: str) -> None:
-    process = watched(sys.executable, "-c", "import time; time.sleep(600)")
+def test_signals_are_the_scripts(watched: Any, sent: signal.Signals, status: str, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    script = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(600)"
+    process = watched(sys.executable, "-c", script)
+    until(begun.exists)
     run = until_recorded()
     assert not run.ended()
     process.send_signal(sent)

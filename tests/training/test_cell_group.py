@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import CELL, train
+from tests.waiting import until
 from workbench.cluster.session import Session
 
 SUM = "import torch, torch.distributed as dist; t = torch.ones(1) * (rank + 1); dist.all_reduce(t); t.item()"
@@ -29,8 +29,7 @@ def own_ranks(shell: InteractiveShell) -> Session:
     session = Session.current()
     if session is not None:
         session.end_ranks(range(session.n), "the next test is of new ones")
-        while len(session.dead) < session.n:
-            time.sleep(0.02)
+        until(lambda: len(session.dead) == session.n)
     return Session.up(2)
 
 

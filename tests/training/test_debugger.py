@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import builtins
-import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import train
+from tests.waiting import WAIT_S, until
 from workbench.cli.main import main
+from workbench.cluster.debugger import dialogue
 from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.session import Session
 from workbench.diagnosis.causes import Cause
@@ -33,14 +32,6 @@ def loss_fn(model, batch):
 """
 FLAGS = "-n 2 --steps 6 --batch-size 8 --quiet --eval-every 0"
 FAILS = "assert int(os.environ['RANK']) == 0, error.shape"
-
-
-def until(found: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
-    while not (value := found()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert value
-    return value
 
 
 def told(run: Run) -> list[str]:
@@ -74,6 +65,7 @@ def test_a_training_stops_in_the_debugger_and_goes_on_to_the_same_losses(
     monkeypatch.setattr(builtins, "input", ask)
     capsys.readouterr()
     monkeypatch.setattr(run_debug, "_GONE_S", 0.02)
+    monkeypatch.setattr(dialogue, "_ANSWER_S", WAIT_S)
     assert two_ranks.status()[1].state == "in the debugger"
     shell.run_line_magic("dist_debug", "-t 1")
     assert not typed

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,6 +15,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.cluster.conftest import descendants, still_there
+from tests.waiting import until
 from workbench.cli import main as cli
 from workbench.errors import ClusterError, ConfigError, RunDirectoryError, RunError
 from workbench.run import detached, launch
@@ -45,13 +45,6 @@ dataset = torch.utils.data.TensorDataset(torch.randn(32, width), torch.randn(32,
 criterion = torch.nn.functional.mse_loss
 """
 FLAGS = "-n 2 --framework torch --steps 1000000 --batch-size 4 --monitor off --eval-every 0 --detach --quiet"
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert condition()
 
 
 @pytest.fixture
@@ -93,8 +86,10 @@ def test_a_detached_run_outlives_its_kernel(runs: Path, shell: InteractiveShell,
 
 
 def test_a_detached_run_ends_with_its_process(runs: Path, shell: InteractiveShell) -> None:
+    before = set(runs.iterdir())
     assert cli.main(["train", "digits-vit", "-n", "1", "--framework", "torch", "--steps", "3", "--detach"]) == 0
-    run = Run(sorted(runs.iterdir())[-1])
+    (path,) = set(runs.iterdir()) - before
+    run = Run(path)
     owner = Owner.read(run.path)
     assert owner is not None
     assert cli.main(["attach", str(run.path)]) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 
+from tests.waiting import once, until
 from workbench.cluster.session import Session
 from workbench.errors import ConfigError, RanksBusyError, RunError, SchemaError
 from workbench.run.api import Run, newest_live
@@ -38,6 +37,13 @@ def loss_fn(model, batch):
 )
 
 
+def held(gate: Path) -> str:
+    """A cell that takes no step before the file ``gate`` is there."""
+    return (
+        SLOW.replace("time.sleep(0.02)", f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)") + "import os\n"
+    )
+
+
 def train(shell: InteractiveShell, line: str, cell: str | None = None) -> Run:
     if cell is None:
         return shell.run_line_magic("dist_train", line)
@@ -50,9 +56,10 @@ def llama(shell: InteractiveShell) -> Run:
     return train(shell, f"{LLAMA} --plugin ddp --name first").wait(timeout=300)
 
 
-def test_a_run_returns_at_once_and_finishes(shell: InteractiveShell, two_ranks: Session) -> None:
-    run = train(shell, LLAMA)
-    assert run.last_step < 6 and run.status in ("starting", "running")
+def test_a_run_returns_at_once_and_finishes(shell: InteractiveShell, two_ranks: Session, tmp_path: Path) -> None:
+    run = train(shell, "-n 2 --steps 6 --quiet", held(tmp_path / "gate"))
+    assert run.last_step == 0 and run.status in ("starting", "running")
+    (tmp_path / "gate").touch()
     assert run.wait(timeout=300) is run
     assert run.status == "finished" and run.last_step == 6
 
@@ -150,8 +157,7 @@ def test_a_name_left_by_an_earlier_cell_is_no_part_of_this_one(shell: Interactiv
 
 def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks: Session) -> None:
     run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
-    while run.last_step < 3:
-        time.sleep(0.02)
+    until(lambda: run.last_step >= 3)
     run.stop()
     run.wait(timeout=300)
     assert run.status == "stopped" and run.last_step < 5000
@@ -162,24 +168,24 @@ def test_stop_ends_all_ranks_at_the_same_step(shell: InteractiveShell, two_ranks
 
 
 def test_ctrl_c_while_waiting_stops_the_run_cleanly(shell: InteractiveShell, two_ranks: Session) -> None:
-    def press() -> None:
-        while (run := newest_live()) is None or run.last_step < 2:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
+    def trains() -> bool:
+        run = newest_live()
+        return run is not None and run.last_step >= 2
 
-    threading.Thread(target=press, daemon=True).start()
+    once(trains, lambda: os.kill(os.getpid(), signal.SIGINT))
     run = train(shell, "-n 2 --steps 5000 --quiet --wait", SLOW)
     assert run.status == "stopped" and 1 < run.last_step < 5000
 
 
 def test_a_second_run_while_one_trains_is_refused_and_harms_nothing(
-    shell: InteractiveShell, two_ranks: Session
+    shell: InteractiveShell, two_ranks: Session, tmp_path: Path
 ) -> None:
-    first = train(shell, "-n 2 --steps 60 --quiet --name busy", SLOW)
+    first = train(shell, "-n 2 --steps 60 --quiet --name busy", held(tmp_path / "gate"))
     with pytest.raises(RanksBusyError, match="'busy' is training"):
         train(shell, "-n 2 --steps 5 --quiet", CELL)
     with pytest.raises(RanksBusyError, match="busy"):
         two_ranks.execute("1 + 1")
+    (tmp_path / "gate").touch()
     assert first.wait(timeout=300).status == "finished"
 
 
@@ -271,8 +277,7 @@ def test_a_run_whose_session_a_person_ends_is_lost_and_says_how_to_go_on(
     shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(shell, "-n 2 --steps 5000 --quiet --save-every 2 --name ended", SLOW)
-    while not run.checkpoints():
-        time.sleep(0.02)
+    until(run.checkpoints)
     shell.run_line_magic("dist_down", "")
     with pytest.raises(RunError, match=r"was lost at step \d+: .*%dist_train --resume ended@\d+ continues it"):
         run.wait(timeout=300)
@@ -293,8 +298,7 @@ def test_a_rank_killed_in_the_middle_is_named_and_the_session_can_go_on(
     shell: InteractiveShell, two_ranks: Session
 ) -> None:
     run = train(shell, "-n 2 --steps 5000 --quiet", SLOW)
-    while run.last_step < 3:
-        time.sleep(0.02)
+    until(lambda: run.last_step >= 3)
     os.kill(next(status.pid for status in two_ranks.status() if status.rank == 1), signal.SIGKILL)
     with pytest.raises(RunError, match=r"on rank 1: .*9"):
         run.wait(timeout=300)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import CELL, SLOW, train
+from tests.waiting import WAIT_S, until
 from workbench.cluster.session import Session
 from workbench.core.config import TrainSpec
 from workbench.errors import RunDirectoryError, RunError
 from workbench.run import job as run_job
 from workbench.rundir import directory as run_directory
 
-#: a busy machine takes long to end a step: ranks that end by themselves have as long as they need
-PATIENT_S = 300.0
-
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that do not end are soon killed; one that writes how it failed has as long as a busy machine takes."""
     monkeypatch.setattr(run_job, "GRACE_S", 1.0)
     monkeypatch.setattr(run_job, "INTERRUPTED_S", 1.0)
+    monkeypatch.setattr(run_job, "FAILING_S", WAIT_S)
 
 
 def again(shell: InteractiveShell) -> str:
@@ -42,7 +41,7 @@ def test_a_peer_that_waits_for_a_rank_that_cannot_start_is_interrupted_and_lives
 
     monkeypatch.setattr(run_directory, "create", blocked)
     monkeypatch.setattr(run_job, "GRACE_S", 1.0)
-    monkeypatch.setattr(run_job, "INTERRUPTED_S", PATIENT_S)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", WAIT_S)
     failed = train(shell, "-n 2 --steps 2 --quiet", CELL)
     with pytest.raises(RunError, match="on rank 1: RunDirectoryError: cannot make"):
         failed.wait(timeout=300)
@@ -70,7 +69,7 @@ def test_a_peer_that_waits_in_a_collective_is_released(
     shell: InteractiveShell, two_ranks: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with NCCL, whose collectives see no peer that left: rank 0 waits in DDP's reduction, deaf to an interrupt."""
-    monkeypatch.setattr(run_job, "GRACE_S", PATIENT_S)
+    monkeypatch.setattr(run_job, "GRACE_S", WAIT_S)
     run = train(shell, "-n 2 --steps 50 --quiet", SLOW.replace("time.sleep(0.02)", FAILS_AND_STAYS_CONNECTED))
     with pytest.raises(RunError, match="rank 1: AssertionError: planted"):
         run.wait(timeout=300)
@@ -100,10 +99,9 @@ def test_a_run_whose_directory_is_deleted_is_ended_and_leaves_the_session_usable
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_job, "INTERRUPTED_S", PATIENT_S)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", WAIT_S)
     run = train(shell, "-n 2 --steps 5000 --quiet --name gone", SLOW)
-    while run.last_step < 3:
-        time.sleep(0.02)
+    until(lambda: run.last_step >= 3)
     shutil.rmtree(run.path)
     assert {each.state for each in two_ranks.status()} <= {"training", "idle"}  # it answers all the same
     assert again(shell) == "finished" and not two_ranks.dead

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from jupyter_client import KernelManager
 
 from tests.cluster.conftest import descendants, still_there
+from tests.waiting import WAIT_S, until
 
 SHOW = """
 import threading
@@ -30,7 +30,6 @@ while run.last_step < 2:
 threads = {thread.name.split("-")[0]: thread.daemon for thread in threading.enumerate()}
 assert {"panel", "runs"} <= set(threads) and threads["panel"] and threads["runs"], threads
 """
-WAIT_S = 300
 
 
 def execute(client: Any, source: str) -> None:
@@ -61,9 +60,7 @@ def test_a_kernel_that_is_shut_down_leaves_nothing_behind(tmp_path: Path, tempor
         assert list(temporary.glob("workbench-*")) != []
         assert len(processes) >= 6  # the kernel, its rank server, controller, warm process, two ranks
         client.shutdown()
-        deadline = time.monotonic() + WAIT_S
-        while kernel.poll() is None and time.monotonic() < deadline:  # nobody kills it: it has to end by itself
-            time.sleep(0.05)
+        until(lambda: kernel.poll() is not None, "nobody kills it: it has to end by itself")
         assert kernel.poll() == 0
         assert not still_there(processes)
         assert list(temporary.glob("workbench-*")) == []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import train
-from tests.training.test_steering_a_run import until
+from tests.waiting import until
 from workbench.cluster.session import Session
 
 CELL = """
@@ -111,12 +112,15 @@ def test_values_under_tensor_and_pipeline_parallelism(shell: InteractiveShell, t
         np.testing.assert_allclose(split[name], one[name], rtol=1e-4)
 
 
-def test_a_rollback_takes_values_back(shell: InteractiveShell, two_ranks: Session) -> None:
-    slow = CELL.replace("    x, y = batch\n", "    x, y = batch\n    time.sleep(0.05)\n")
+def test_a_rollback_takes_values_back(shell: InteractiveShell, two_ranks: Session, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    wait = f"    calls.append(1)\n    while len(calls) == 20 and not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+    held = CELL.replace("    x, y = batch\n", f"    x, y = batch\n{wait}")
     line = "-n 2 --framework torch --batch-size 8 --steps 60 --save-every 5 --eval-every 0 --quiet"
-    run = train(shell, line, f"import time\n{slow}")
+    run = train(shell, line, f"import os, time\ncalls = []\n{held}")
     until(lambda: run.last_step >= 12)
     run.rollback()
+    gate.touch()
     run.wait(timeout=300)
     assert (run.events()["name"] == "restored").any()
     values = run.values()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from tests.waiting import once
 from workbench import Run
 from workbench.cluster.session import Session
 from workbench.rundir.directory import runs_with_spec
@@ -51,16 +50,10 @@ def test_cells_observe_again_and_again(
 
 
 def test_an_interrupt_ends_the_run_and_the_ranks_observe_again(two_ranks: Session, runs: Path) -> None:
-    def interrupt() -> None:
-        deadline = time.monotonic() + 300
-        while not any(path.name.endswith("-endless") and Run(path).last_step > 1 for path in runs_with_spec()):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        two_ranks.interrupt()
+    def steps() -> bool:
+        return any(path.name.endswith("-endless") and Run(path).last_step > 1 for path in runs_with_spec())
 
-    waiting = threading.Thread(target=interrupt)
-    waiting.start()
+    waiting = once(steps, two_ranks.interrupt)
     told = two_ranks.execute(CELL.format(name="endless", steps=10**9), timeout=300)
     waiting.join()
     assert {output.error.ename for output in told.outputs.values()} & {"KeyboardInterrupt"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import train
-from workbench.cluster.base.private_directory import MEMORY, PREFIX
+from tests.waiting import until
+from workbench.cluster.base import private_directory
 from workbench.cluster.session import Session
 from workbench.errors import RunError
 from workbench.events.decode import of_kind
@@ -57,6 +59,14 @@ def once(file: Path, what: str) -> str:
     return CELL.replace("FAULT", ONCE.format(file=str(file), what=what))
 
 
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for copies in memory, apart from those of other runs on the machine."""
+    with tempfile.TemporaryDirectory(dir=private_directory.MEMORY) as path:
+        monkeypatch.setattr(private_directory, "MEMORY", Path(path))
+        yield Path(path)
+
+
 @pytest.mark.parametrize(
     ("what", "more", "begins", "reason"),
     [
@@ -77,6 +87,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     two_ranks: Session,
     uninterrupted: np.ndarray,
     tmp_path: Path,
+    memory: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     pid = two_ranks.pids[0]
@@ -90,7 +101,7 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
         cost = of_kind(run.event_rows(), "checkpoint", "snapshot")
         assert all(each.value["every"] == 2 and each.value["bytes"] > 1000 for each in cost)
         assert run.checkpoints() == [12], "of its end"
-    assert not list(MEMORY.glob(f"{PREFIX}*"))
+    assert not list(memory.iterdir())
     (told,) = events[events["name"] == "restart"]["value"]
     assert (
         told["number"] == 1 and told["of"] == 2 and told["reason"].startswith("rank 1: ") and reason in told["reason"]
@@ -111,8 +122,7 @@ def test_a_run_fails_when_it_was_restarted_often_enough(
 
 def test_who_interrupts_a_run_ends_it(shell: InteractiveShell, two_ranks: Session) -> None:
     run = train(shell, f"{FLAGS} --max-restarts 3", CELL.replace("FAULT", "time.sleep(600)"))
-    while run.last_step < 6:
-        time.sleep(0.02)
+    until(lambda: run.last_step >= 6)
     two_ranks.interrupt()
     with pytest.raises(RunError):
         run.wait(timeout=300)
@@ -128,8 +138,7 @@ def test_what_was_set_by_hand_is_set_again_at_its_step(
         waits = f"calls.append(1)\n    while len(calls) == 5 and not os.path.exists({str(go)!r}): time.sleep(0.01)"
         cell = CELL.replace("FAULT", what).replace("calls.append(1)", waits)
         run = train(shell, f"{FLAGS} --save-every 3 --max-restarts 1", cell)
-        while run.last_step < 4:
-            time.sleep(0.02)
+        until(lambda run=run: run.last_step >= 4)
         run.set(lr="x0.5", clip=0.5)
         go.touch()
         run.wait(timeout=300)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import SLOW, train
+from tests.waiting import once, until, until_asleep
 from workbench.cluster.session import Session
 from workbench.core.live.collective_row import read_live
 from workbench.errors import CellError, RunError
@@ -121,25 +120,19 @@ def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: Interactive
     two_ranks.execute("mine = rank").raise_on_error()
     directory: Path = two_ranks._server.directory
 
+    def waits() -> bool:
+        live = read_live(directory, 0)
+        return live is not None and live.waiting and live.description.shape == "7"
+
     def press() -> None:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            live = read_live(directory, 0)
-            if live is not None and live.waiting and live.description.shape == "7":
-                break
-            time.sleep(0.02)
-        time.sleep(
-            1.0
-        )  # it is told just before native code waits, and an interrupt before that ends the cell by itself
+        until_asleep(two_ranks.pids[0])  # an interrupt before native code waits would end the cell by itself
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=press, daemon=True).start()
+    once(waits, press)
     result = shell.run_cell("%%dist\nif rank == 0:\n    dist.all_reduce(torch.ones(7))")
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     assert "collectives that wait are broken" in capsys.readouterr().err
-    deadline = time.monotonic() + 300
-    while two_ranks.is_busy() and time.monotonic() < deadline:  # a busy machine takes longer than a person is kept
-        time.sleep(0.02)
+    until(lambda: not two_ranks.is_busy())  # a busy machine takes longer than a person is kept
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2 and two_ranks.pull("mine") == {0: 0, 1: 1}
 
 
@@ -159,9 +152,7 @@ def test_one_rank_is_replaced_and_two_are_added(two_ranks: Session, shell: Inter
     two_ranks.execute("kept = rank + 5").raise_on_error()
     pid = two_ranks.pids[0]
     two_ranks.end_ranks([1], "tested")
-    deadline = time.monotonic() + 300
-    while not two_ranks.dead and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: two_ranks.dead)
     shell.run_line_magic("dist_up", "-n 2")
     assert "rank 1 was started anew, without its variables; rank 0 keeps its variables" in capsys.readouterr().out
     assert Session.current() is two_ranks and two_ranks.pids[0] == pid and not two_ranks.dead

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,13 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import workbench
 from tests.training.faults.machine import throttled
+from tests.waiting import once, until
 from workbench.cli.main import main
 from workbench.cluster import releases
+from workbench.cluster.cells import Submission
 from workbench.cluster.faults import fault
 from workbench.cluster.session import Session
+from workbench.core.live.collective_row import read_live
 from workbench.diagnosis import stalls
 from workbench.diagnosis.causes import Cause
 from workbench.diagnosis.diagnosis import Diagnosis
@@ -32,15 +34,6 @@ DIFFERENT = (
     "operators.wait_tensor(operators.all_reduce(x, 'sum', name) if rank else "
     "operators.all_gather_into_tensor(x, 2, name)).tolist()"
 )
-
-
-def until(found: Callable[[], Any]) -> Any:
-    """What ``found`` returns, once it is something."""
-    deadline = time.monotonic() + 300
-    while not (value := found()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert value
-    return value
 
 
 def verdict_of(cause: Cause, words: str = "") -> Diagnosis:
@@ -83,26 +76,53 @@ def test_a_rank_that_gets_no_core(two_ranks: Session) -> None:
 
 
 def test_a_cell_that_stalls_says_so_below_itself(
-    two_ranks: Session, shell: InteractiveShell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    two_ranks: Session,
+    shell: InteractiveShell,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(stalls, "FLOOR_S", 0.5)
     two_ranks.execute(MODEL).raise_on_error()
-    shell.run_cell("%%dist\nimport time\nif rank == 1:\n    time.sleep(4)\ntorch.distributed.all_reduce(x)")
-    told = capsys.readouterr().err
+    said, gate = [""], tmp_path / "gate"
+
+    def is_told() -> bool:
+        said.append(capsys.readouterr().err)
+        return "stalled: " in "".join(said)
+
+    once(is_told, gate.touch)
+    wait = f"import os, time\nif rank == 1:\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+    shell.run_cell(f"%%dist\n{wait}\ntorch.distributed.all_reduce(x)")
+    told = "".join(said) + capsys.readouterr().err
     assert "stalled: rank 1 has not entered all_reduce no. " in told and "line 3 of the cell" in told
 
 
-def test_a_cell_that_takes_too_long_is_interrupted_and_explained(two_ranks: Session, shell: InteractiveShell) -> None:
+def test_a_cell_that_takes_too_long_is_interrupted_and_explained(
+    two_ranks: Session, shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_ranks.execute(MODEL).raise_on_error()
+    wait = Session.wait
+
+    def wait_once_rank_0_is_stuck(session: Session, submission: Submission, *arguments: Any, **how: Any) -> None:
+        until(lambda: submission.finished_ranks() == [1] and is_waiting(session, 0))
+        wait(session, submission, *arguments, **how)
+
+    monkeypatch.setattr(Session, "wait", wait_once_rank_0_is_stuck)
     result = shell.run_cell("%%dist --timeout 1\nif rank == 0:\n    torch.distributed.all_reduce(x)")
     assert isinstance(result.error_in_exec, CellTimeoutError)
     told = str(result.error_in_exec)
     assert told.startswith("the cell was interrupted after 1 s (--timeout)")
     assert ": rank 1 has not entered all_reduce no. " in told and "of group world (12 B, line 2 of the cell: " in told
     assert "it has finished its cell; rank 0 has waited" in told
+    monkeypatch.undo()
     until(lambda: not two_ranks.is_busy())
     refused = shell.run_cell("%%dist --timeout 0\n1")
     assert "--timeout must be above 0 seconds, not 0" in str(refused.error_in_exec)
+
+
+def is_waiting(session: Session, rank: int) -> bool:
+    live = read_live(session.directory, rank)
+    return live is not None and live.waiting
 
 
 def test_faults_are_refused_by_name(two_ranks: Session) -> None:

@@ -3,6 +3,7 @@ that destroyed it."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +15,25 @@ _JOIN = "from workbench.engine.notebook_group import join as _join; _join({direc
 
 
 class CellGroup:
-    """Whether the ranks of a session are in a group for cells. ``directory``: where they meet; all ranks see it."""
+    """Whether the ranks of a session are in a group for cells. ``directory``: where they meet; all ranks see it.
+
+    No two groups of this process have the same name: the file by which ranks of an earlier session met is still in the
+    directory when they were killed.
+    """
+
+    _numbers = itertools.count(1)
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._is_ready = False
-        self._made = 0
+        self._number = 0
 
     def mark_left(self) -> None:
         """Records that some ranks leave the group, as those of a training do."""
         self._is_ready = False
 
     def _token(self) -> str:
-        return f"cells-{self._made}"
+        return f"cells-{self._number}"
 
     def _destroyed_mark(self) -> Path:
         """What a rank makes when a cell destroyed the group."""
@@ -36,7 +43,7 @@ class CellGroup:
         """Makes the group unless it is there. ``run`` sends a submission to its ranks and waits for it."""
         if self._is_ready and not self._destroyed_mark().exists():
             return
-        self._made += 1
+        self._number = next(self._numbers)
         code = _JOIN.format(directory=str(self._directory), token=self._token())
         submission = Submission(code, range(ranks))
         run(submission)

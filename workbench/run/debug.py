@@ -78,11 +78,13 @@ def asked_while_waiting(run: Run) -> Callable[[], bool]:
 def _talk(dialogue: Dialogue) -> None:
     last = time.monotonic()
     try:
-        while time.monotonic() < last + _GONE_S:
+        while True:
             if dialogue.is_due():
                 dialogue.talk()
                 last = time.monotonic()
             time.sleep(_AGAIN_S)
+            if time.monotonic() >= last + _GONE_S:
+                return
     except KeyboardInterrupt:
         dialogue.leave(GO_ON)
     finally:

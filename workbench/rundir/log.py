@@ -343,7 +343,8 @@ class RankLogWriter:
         by_table: dict[str, list[Record]] = {}
         for record in taken:
             by_table.setdefault(_TABLE_OF[type(record)], []).append(record)
-        for table, rows in by_table.items():
+        for table in sorted(by_table, key=lambda table: table == "events"):  # who sees an event sees what came before
+            rows = by_table[table]
             file = self._files.get(table)
             if file is None:
                 file = self._files[table] = _TableFile(self._path(table), table)

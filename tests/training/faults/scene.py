@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tests.training.faults.pairs import IN_CELLS, During, Fault, Pair
+from tests.waiting import until
 from workbench.core.live.collective_row import read_live
 from workbench.run.api import Run
 from workbench.rundir import directory as run_directory
 
-#: seconds after which a wait is given up: a busy machine takes long
-BOUND_S = 300.0
 #: what rank 1 does, where the fault is in its own code; elsewhere it waits for what comes
 _CODE = {
     Fault.EXCEPTION: "raise ValueError('planted')",
@@ -44,28 +40,23 @@ def loss_fn(model, batch):
     calls.append(1)
     if len(calls) == 3:
         {in_step}
+    while {waits}:
+        time.sleep(0.02)
     time.sleep(0.02)
     return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
 """
 
 
-def until(found: Callable[[], Any]) -> Any:
-    """What ``found`` returns, once it is something."""
-    deadline = time.monotonic() + BOUND_S
-    while not (value := found()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert value
-    return value
-
-
 class Scene:
     """What the ranks run. ``directory``: that of their rank server; ``name``: of the run; ``flag``: a file that rank 1
-    makes when it is where the fault is to come."""
+    makes when it is where the fault is to come; ``came``: a file that says that the disk is full, which the run waits
+    for before it ends."""
 
     def __init__(self, pair: Pair, *, directory: Path, flag: Path, name: str) -> None:
         self._pair = pair
         self.directory = directory
         self._flag = flag
+        self.came = flag.with_suffix(".came")
         self.name = name
 
     @property
@@ -96,14 +87,15 @@ class Scene:
         what = _CODE.get(pair.fault, "time.sleep(1.5)" if pair.fault == Fault.INTERRUPT else "time.sleep(600)")
         mismatch = f"open({str(self._flag)!r}, 'w').close(); dist.all_reduce(torch.ones(3 + rank))"
         in_step = mismatch if pair.fault == Fault.MISMATCH else "strike()"
-        saves = pair.during == During.CHECKPOINT
+        saves, fills = pair.during == During.CHECKPOINT, pair.fault == Fault.DISK
         cell = _TRAINING.format(
             flag=str(self._flag),
             what=what,
-            in_checkpoint="strike()" if saves and pair.fault != Fault.DISK else "pass",
+            in_checkpoint="strike()" if saves and not fills else "pass",
             in_step=in_step if pair.during == During.STEP and self._is_coded else "pass",
+            waits=f"len(calls) == 20 and not os.path.exists({str(self.came)!r})" if fills else "False",
         )
-        steps = 200 if pair.fault == Fault.DISK else 100_000
+        steps = 40 if fills else 100_000
         line = f"-n 2 --framework torch --name {self.name} --steps {steps} --batch-size 8 --eval-every 0 --quiet"
         return f"{line} --monitor off --save-every {2 if saves else 0}", cell
 

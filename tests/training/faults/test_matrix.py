@@ -25,7 +25,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from tests.cluster.conftest import descendants, still_there
 from tests.training.faults.machine import SmallDisk, limited_memory
 from tests.training.faults.pairs import ENDS_ALL, IN_CELLS, PAIRS, During, Fault, Pair
-from tests.training.faults.scene import BOUND_S, Scene, until
+from tests.training.faults.scene import Scene
+from tests.waiting import WAIT_S, until
 from workbench.cluster.faults import fault as bring_about
 from workbench.cluster.session import Session
 from workbench.run import job
@@ -89,6 +90,7 @@ def inject(pair: Pair, session: Session, scene: Scene, disk: SmallDisk | None) -
         case Fault.DISK:
             assert disk is not None
             disk.fill(list(session.pids.values()))
+            scene.came.touch()
         case Fault.CONTROLLER:
             forked_from = {psutil.Process(pid).ppid() for pid in session.pids.values()}
             children = psutil.Process(session.server_pid).children()
@@ -131,6 +133,7 @@ def test_a_fault(
     if pair.presses and pair.lost:  # it will have to be killed: need not be waited for
         monkeypatch.setattr(job, "GRACE_S", 1.0)
         monkeypatch.setattr(job, "INTERRUPTED_S", 1.0)
+        monkeypatch.setattr(job, "FAILING_S", WAIT_S)  # but for the peer that writes how it failed
     ranks.execute("kept = 7").raise_on_error()
     pids, processes = ranks.pids, descendants(ranks.server_pid)
     scene = Scene(pair, directory=ranks.directory, flag=tmp_path / "reached", name=f"fault-{PAIRS.index(pair)}")
@@ -158,7 +161,7 @@ def test_a_fault(
             monkeypatch.setenv("WORKBENCH_HOME", str(disk.place))
         if pair.fault == Fault.MEMORY and not undo.enter_context(limited_memory(pids[1])):
             pair = replace(pair, told="rank 1: MemoryError", lost=())
-        late = threading.Timer(BOUND_S, ranks.down)  # what does not come back is ended, and found wrong below
+        late = threading.Timer(WAIT_S, ranks.down)  # what does not come back is ended, and found wrong below
         late.start()
         undo.callback(late.cancel)
         told, run = play(pair, shell, act, scene, ranks)
@@ -186,7 +189,7 @@ def play(
     person = Person(act, session)
     line = line if pair.during in IN_CELLS else f"{line} --wait"
     error = shell.run_cell(f"%%{magic} {line}\n{body}").error_in_exec
-    person.outcome.result(BOUND_S)
+    person.outcome.result(WAIT_S)
     return told_by(error), scene.run() if pair.during not in IN_CELLS else None
 
 
@@ -198,7 +201,7 @@ def next_training(pair: Pair, shell: InteractiveShell, session: Session, pids: d
     """The next training works, at once, on the ranks that were kept."""
     until(lambda: not session.is_busy() or session.dead)
     line = "-n 2 --framework torch --steps 2 --batch-size 8 --eval-every 0 --monitor off --quiet"
-    assert shell.run_cell_magic("dist_train", line, NEXT).wait(BOUND_S).status == "finished"
+    assert shell.run_cell_magic("dist_train", line, NEXT).wait(WAIT_S).status == "finished"
     now = Session.current()
     assert now is not None and {rank for rank in pids if now.pids[rank] != pids[rank]} == set(pair.lost)
     kept = {rank: output.result for rank, output in now.execute("'kept' in dir()").outputs.items()}

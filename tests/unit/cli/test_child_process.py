@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.waiting import has_ended, until
 from workbench.terminal.child_process import run_child
 
 ROOT = Path(__file__).parents[3]
@@ -67,10 +67,7 @@ def test_it_is_killed_when_we_are() -> None:
     (child,) = psutil.Process(process.pid).children()
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 300
-    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: has_ended(child.pid))
 
 
 def test_what_cannot_be_executed_is_told(tmp_path: Path) -> None:

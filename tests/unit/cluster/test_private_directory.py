@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import has_ended, until
 from workbench.cluster.base import private_directory
 
 #: makes a directory, starts a child that holds it too, and says both
@@ -44,7 +45,8 @@ def test_a_directory_is_removed_once_all_its_processes_have_crashed(parent: Path
     holder.wait()
     assert private_directory.remove_abandoned(parent) == [], "the child lives"
     os.kill(int(child), signal.SIGKILL)
-    assert holder.stdout.read() == ""  # the child's end closes the pipe
+    assert holder.stdout.read() == ""  # the child's end closes the pipe, and a little later the lock
+    until(lambda: has_ended(int(child)))
     mine, lock = private_directory.make()
     try:
         assert not directory.exists() and mine.exists()

@@ -10,10 +10,10 @@ import os
 import pdb
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
+from tests.waiting import until_asleep
 from workbench.cluster.base.calls import serve_calls
 from workbench.core.live import rank_row
 from workbench.core.live.collective_row import Description, RowWriter, row_path
@@ -54,7 +54,7 @@ class Rank:
 
     def debugs(self) -> None:
         reader, _ = os.pipe()
-        threading.Timer(0.3, ready_now).start()
+        ready_when_it_sleeps()
         pdb.Pdb(stdin=os.fdopen(reader), stdout=open(os.devnull, "w", encoding="utf-8")).set_trace()  # noqa: SIM115
         self.row.enter("after")
 
@@ -81,17 +81,11 @@ def ready_now() -> None:
 
 
 def ready_when_it_sleeps() -> None:
-    """Says "ready" when the main thread has slept for 0.2 s without waking up. Another process says it."""
+    """Says "ready" when the main thread waits. Another process says it."""
     pid = os.getpid()
     if os.fork():
         return
-    since, before = time.monotonic(), ""
-    while time.monotonic() - since < 0.2:
-        status = Path(f"/proc/{pid}/status").read_text()
-        now = "".join(line for line in status.splitlines() if line.startswith(("State", "voluntary_ctxt_switches")))
-        if now != before or "sleeping" not in now:
-            since, before = time.monotonic(), now
-        time.sleep(0.02)
+    until_asleep(pid)
     ready_now()
     os._exit(0)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.waiting import until
 from workbench.core.records import (
     SCHEMA_VERSION,
     TABLES,
@@ -28,6 +29,7 @@ from workbench.core.records import (
     LayerNorms,
     MediaRecord,
     PhaseRecord,
+    Record,
     RouterStats,
     SpectralStats,
     StepRecord,
@@ -247,9 +249,7 @@ def test_the_thread_writes_by_itself_and_ends(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with RankLogWriter(tmp_path, 0, flush_s=0.02) as log:
         log.append(step(1))
-        deadline = time.monotonic() + 300
-        while not store.refresh() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(store.refresh)
         assert store.rows("steps") == 1
         thread = log._thread
     assert not thread.is_alive()
@@ -264,10 +264,7 @@ def test_rows_wait_for_their_share_of_a_processor_and_an_event_brings_them(
         for number in (1, 2):  # an event for each, as the first write may come between a step and its event
             log.append(step(number))
             log.event("log", "seen")
-            deadline = time.monotonic() + 300
-            while store.rows("events") < number and time.monotonic() < deadline:
-                time.sleep(0.01)
-                store.refresh()
+            until(lambda number=number: (store.refresh(), store.rows("events"))[1] >= number)
             assert store.rows("steps") == number
         log.append(step(3))
         time.sleep(0.1)  # ten chances to write, none of which is taken
@@ -314,3 +311,23 @@ def test_a_writer_that_cannot_go_on_ends_the_log_and_says_why(tmp_path: Path, mo
     log.close()
     assert [str(error) for error in told] == ["SystemError: an interpreter's own fault"]
     assert log.failure is told[0] and log.dropped == 1
+
+
+def test_who_sees_an_event_sees_the_rows_that_were_taken_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the batch that is written begins with an event."""
+    tables: list[str] = []
+    append = rank_log._TableFile.append
+
+    def noted(file: rank_log._TableFile, rows: list[Record]) -> list[str]:
+        tables.append(type(rows[0]).__name__)
+        return append(file, rows)
+
+    monkeypatch.setattr(rank_log._TableFile, "append", noted)
+    with RankLogWriter(tmp_path, 0, flush_s=60.0) as log:
+        log.event("log", "seen")
+        log.append(step(1))
+        log.event("state", "paused")
+        log.flush()
+    assert tables == ["StepRecord", "Event"]

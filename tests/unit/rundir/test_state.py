@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.fake_run import make_fake_run
+from tests.waiting import until
 from workbench.errors import RunDirectoryError, RunError
 from workbench.history import retention
 from workbench.history.row import present_state, read_row
@@ -119,9 +120,7 @@ def test_whoever_logs_keeps_the_heartbeat(run: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(log, "HEARTBEAT_S", 0.0)
     (run / HEARTBEAT_FILE).unlink(missing_ok=True)
     with RankLogWriter(run, 0, flush_s=0.01):
-        until = time.monotonic() + 300
-        while not (run / HEARTBEAT_FILE).exists() and time.monotonic() < until:
-            time.sleep(0.01)
+        until((run / HEARTBEAT_FILE).exists)
     assert (run / HEARTBEAT_FILE).stat().st_mode & 0o777 == 0o600
 
 

@@ -17,6 +17,7 @@ from bokeh.models import ColumnDataSource
 
 from tests.fake_records import FakeRank
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
+from tests.waiting import until
 from widgets import available
 from widgets.page import wire
 from widgets.panel.feed import Feed
@@ -201,11 +202,10 @@ class Page:
         return [{"run": 0, "tab": self.tab, "visible": True}]
 
 
-def wait_until(condition: Any, timeout_s: float = 300) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+@pytest.fixture(autouse=True)
+def pages_say_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late: a busy machine takes long."""
+    monkeypatch.setattr("widgets.panel.feed.UNASKED_AFTER_S", (3600.0,))
 
 
 def test_after_a_rollback_a_page_has_what_a_new_reader_has(tmp_path: Path) -> None:
@@ -226,11 +226,11 @@ def test_after_a_rollback_a_page_has_what_a_new_reader_has(tmp_path: Path) -> No
     try:
         feed.hello(None)
         train(1, 12)
-        wait_until(lambda: page.losses == list(range(1, 13)))
+        until(lambda: page.losses == list(range(1, 13)))
         for log in logs:
             log.event("checkpoint", "restored", {"path": "step-000004", "rows": log.taken()}, step=4)
         train(5, 7)
-        wait_until(lambda: page.losses == list(range(1, 8)) and page.facts["step"] == 7)
+        until(lambda: page.losses == list(range(1, 8)) and page.facts["step"] == 7)
         late = opened(tmp_path)
         for plot in plots():
             if plot.TAB == "overview" and "step" in page.rows[plot.NAME]:
@@ -253,7 +253,7 @@ def test_feed_sends_all_rows_once_and_ends_with_the_run(tmp_path: Path) -> None:
     page.feed = feed
     feed.start()
     feed.hello(None)
-    wait_until(lambda: page.losses)
+    until(lambda: page.losses)
     feed.hello(wire.bokeh_version())  # the page was loaded again
     assert feed.ended.wait(60)
     assert page.kinds[:2] == ["bokeh", "full"]
@@ -283,7 +283,7 @@ def test_feed_is_silent_until_a_page_says_hello_or_is_overdue(
     feed = Feed(Store(run.path), page, status=lambda: run.status)
     feed.start()
     if speaks:
-        wait_until(lambda: "full" in page.kinds)
+        until(lambda: "full" in page.kinds)
     else:
         time.sleep(0.8)
         assert page.kinds == []

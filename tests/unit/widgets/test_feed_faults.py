@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
+from tests.waiting import until
 from widgets.page import wire
 from widgets.panel import feed as feeds
 from widgets.panel.feed import Feed
@@ -159,18 +160,11 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Feed
         feed._thread.join(300)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
     tmp_path: Path, few_figures: None, opened: Callable[..., tuple[Feed, Told]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed, told = opened(Store(make_fake_run(tmp_path / "run", steps=5, state="running")), status=lambda: "running")
-    wait_until(lambda: told.kinds("full") == 1)
+    until(lambda: told.kinds("full") == 1)
     broken = threading.Event()
     update = feed._facts.update
 
@@ -182,7 +176,7 @@ def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
     monkeypatch.setattr(feed._facts, "update", fails)
     broken.set()
     feed.update_soon()
-    wait_until(lambda: bool(told.troubles))
+    until(lambda: bool(told.troubles))
     feed.update_soon()
     assert told.troubles == [
         "The panel could not be updated (AttributeError: nobody thought of this). "
@@ -190,7 +184,7 @@ def test_a_round_that_fails_is_told_and_the_next_sends_everything_anew(
     ]
     assert "in fails" in next(m for m in told.messages if m["kind"] == "trouble")["detail"]
     broken.clear()
-    wait_until(lambda: told.kinds("full") == 2)
+    until(lambda: told.kinds("full") == 2)
     assert feed._thread.is_alive() and len(told.troubles) == 1, "told once, however often it was tried"
 
 
@@ -220,7 +214,7 @@ def test_a_picture_that_cannot_be_made_is_told_and_keeps_nobody_waiting(
 
     feed, told = opened(Store(make_fake_run(tmp_path / "run", steps=5)), on_end=no_picture)
     assert feed.ended.wait(300)
-    wait_until(lambda: bool(told.troubles))
+    until(lambda: bool(told.troubles))
     assert str(error) in told.troubles[0]
 
 
@@ -246,7 +240,7 @@ def test_a_run_that_ends_while_rounds_fail_is_waited_for_no_longer(
         raise MemoryError("no room for rows")
 
     monkeypatch.setattr(feed._store, "refresh", fails)
-    wait_until(lambda: bool(told.troubles))
+    until(lambda: bool(told.troubles))
     run.stop()
     run.wait(300)
     assert feed.ended.wait(300)
@@ -273,7 +267,7 @@ def test_events_of_another_version_stop_nothing(tmp_path: Path, opened: Callable
                     session.append(Event(rank=-1, old_value="null", **foreign))
     _, told = opened(Store(tmp_path), status=lambda: "running")
     drawn = {plot.NAME for plot in plots()}
-    wait_until(lambda: bool(told.troubles) or {f["name"] for m in told.messages for f in m.get("figures", [])} >= drawn)
+    until(lambda: bool(told.troubles) or {f["name"] for m in told.messages for f in m.get("figures", [])} >= drawn)
     assert told.troubles == []
     failed = {f["name"]: f["failed"] for m in told.messages for f in m.get("figures", []) if "failed" in f}
     assert not failed

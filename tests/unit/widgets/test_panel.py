@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fake_run import LiveFakeRun, make_fake_run
+from tests.waiting import until
 from widgets.panel.panel import Panel, summarise
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.telemetry.store import Store
@@ -78,9 +78,7 @@ def test_controls_reach_the_run_and_refusals_the_page(tmp_path: Path, monkeypatc
     monkeypatch.setattr(panel.widget, "send", lambda content, buffers=None: told.append(content))
     for name, value in (("lr", 0.5), ("lr", -1), ("clip", 1.0)):
         panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": name, "value": value}, [])
-    deadline = time.monotonic() + 300
-    while run.waiting() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: not run.waiting())
     run.stop()
     run.wait(60)
     panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": "pause", "value": None}, [])

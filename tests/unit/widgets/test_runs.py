@@ -6,7 +6,6 @@ import gzip
 import json
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import widgets
 import workbench
 from magics.runs import RunsMagics
 from tests.fake_run import make_fake_run
+from tests.waiting import until
 from widgets.overlay import StaticFigures
 from widgets.runs import RunsTable, message
 from workbench.errors import ConfigError
@@ -64,13 +64,6 @@ def table(home: Path, published: list[dict[str, Any]]) -> Iterator[tuple[RunsTab
     shown.show()
     yield shown, sent
     shown.close()
-
-
-def until(true: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def names(content: dict[str, Any]) -> list[str]:
@@ -215,8 +208,8 @@ def test_runs_that_cannot_be_read_are_told_until_they_can(
         return [content["text"] for content in list(sent) if content["kind"] == "trouble"]
 
     monkeypatch.setattr(shown.index, "rows", fails)
-    until(lambda: len(troubles()) == 1, 60)
+    until(lambda: len(troubles()) == 1)
     assert troubles() == ["The runs could not be read (AttributeError: a column of tomorrow); retrying."]
     monkeypatch.undo()
-    until(lambda: len(troubles()) == 2, 60)
+    until(lambda: len(troubles()) == 2)
     assert troubles()[1] == "", "and the message is taken away"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 
+from tests.waiting import until
 from widgets.page.serve import wait_serving_comms
 
 SETUP = """
@@ -89,10 +89,7 @@ def execute_until_it_waits(client: Any, condition: str, waits: Path) -> str:
         f"import pathlib; got.clear()\nwait_serving_comms(lambda: pathlib.Path({str(waits)!r}).touch() or {condition})"
     )
     waiting = client.execute(code)
-    deadline = time.monotonic() + 300
-    while not waits.exists():
-        assert time.monotonic() < deadline, "the cell does not wait"
-        time.sleep(0.01)
+    until(waits.exists, "the cell waits")
     return str(waiting)
 
 
@@ -111,9 +108,8 @@ def test_interrupt_ends_the_wait_and_the_kernel_goes_on(client: Any, tmp_path: P
     client.control_channel.send(client.session.msg("interrupt_request", {}))
     reply = reply_to(client, waiting)
     assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "KeyboardInterrupt")
-    deadline = time.monotonic() + 300
-    while reply_to(client, client.execute("1"))["content"]["status"] != "ok":  # cells sent too soon are dropped with it
-        assert time.monotonic() < deadline, "the kernel runs no cell any more"
+    # cells sent too soon are dropped with it
+    until(lambda: reply_to(client, client.execute("1"))["content"]["status"] == "ok", "the kernel runs cells")
     assert evaluate(client, "1 + 1") == "2"
     send(client, "comm_msg", {"comm_id": comm, "data": {"number": 7}})
     assert evaluate(client, "got[-1]") == "7"  # messages outside a wait are handled as ever

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tests.waiting import until
 from workbench.core.records import DeviceSample
 from workbench.engine.watch.host import gpu_reader, sampler
 from workbench.engine.watch.host.gpu_reader import GpuReading, GpuUnavailableError
@@ -51,19 +52,17 @@ class FakeGpu:
         self.closed = True
 
 
-def sampled(log: Log, seconds: float, **options) -> DeviceSampler:
-    device_sampler = DeviceSampler(log, **{"rank": 3, "hz": 20, "device": "cpu", "progress": Progress(), **options})
-    with device_sampler:
-        time.sleep(seconds)
-    return device_sampler
+def sampled(log: Log, samples: int, **options) -> None:
+    """Samples until so many are taken."""
+    options = {"rank": 3, "hz": 20, "device": "cpu", "progress": Progress(), **options}
+    with DeviceSampler(log, **options):
+        until(lambda: len(log.records) >= samples)
 
 
 def more(log: Log, number: int = 1) -> None:
     """Wait until so many samples more were taken."""
-    wanted, deadline = len(log.records) + number, time.monotonic() + 300
-    while len(log.records) < wanted:
-        assert time.monotonic() < deadline, "no sample was taken"
-        time.sleep(0.01)
+    wanted = len(log.records) + number
+    until(lambda: len(log.records) >= wanted)
 
 
 def test_a_busy_process_on_a_machine_without_gpu() -> None:
@@ -133,7 +132,7 @@ def test_counters_begin_at_zero_and_see_what_is_written(tmp_path: Path) -> None:
 
 def test_a_gpu_is_read_and_closed() -> None:
     log, gpu = Log(), FakeGpu(readings=1000)
-    sampled(log, 0.2, gpu=gpu, device="cuda")
+    sampled(log, 2, gpu=gpu, device="cuda")
     assert log.records[-1].device == "Fake GPU"
     assert (log.records[-1].gpu_percent, log.records[-1].gpu_power_watts) == (50.0, 100.0)
     assert gpu.closed
@@ -141,7 +140,7 @@ def test_a_gpu_is_read_and_closed() -> None:
 
 def test_a_gpu_that_disappears_is_one_event_and_nan_from_then() -> None:
     log = Log()
-    sampled(log, 0.4, gpu=FakeGpu(readings=2), device="cuda")
+    sampled(log, 5, gpu=FakeGpu(readings=2), device="cuda")
     assert log.events == [("gpu", "lost", "Fake GPU: fell off the bus")]
     values = [record.gpu_percent for record in log.records]
     assert values[:2] == [50.0, 50.0]
@@ -155,7 +154,7 @@ def test_a_gpu_without_nvml_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(gpu_reader.NvmlGpu, "open", refuse)
     log = Log()
-    sampled(log, 0.25, device="cuda")
+    sampled(log, 2, device="cuda")
     assert [event[1] for event in log.events] == ["gpu_unavailable"]
     assert log.records
 
@@ -185,7 +184,8 @@ def test_a_failure_ends_sampling_with_a_warning(error: Exception, monkeypatch: p
 
     monkeypatch.setattr(sampler.psutil, "net_io_counters", fail)
     log = Log()
-    sampled(log, 0.1)
+    with DeviceSampler(log, rank=3, hz=20, device="cpu", progress=Progress()):
+        until(lambda: log.events)
     ((kind, name, why, *_),) = log.events
     assert (kind, name) == ("warning", "device_sampler_ended") and str(error) in why
 
@@ -201,8 +201,11 @@ def test_the_sampler_imports_no_torch(module: ModuleType) -> None:
 def test_samples_reach_the_log(tmp_path: Path) -> None:
     from workbench.telemetry.store import Store
 
-    with RankLogWriter(tmp_path, 3) as log:
-        sampled(log, 0.3)  # type: ignore[arg-type]
+    with (
+        RankLogWriter(tmp_path, 3) as log,
+        DeviceSampler(log, rank=3, hz=20, device="cpu", progress=Progress()) as device_sampler,
+    ):
+        until(lambda: device_sampler.samples >= 2)
     store = Store(tmp_path)
     store.refresh()
     assert set(store.table("devices")["rank"]) == {3}
