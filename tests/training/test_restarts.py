@@ -68,18 +68,19 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("what", "more", "begins", "reason"),
+    ("what", "rank", "more", "begins", "reason"),
     [
-        (KILL, "--save-every 3 --keep 1", (3, 6), "killed by signal 9"),
-        (RAISE, "--save-every 3", (3, 6), "ValueError: planted"),
-        (RAISE, "", (0,), "ValueError: planted"),
-        (KILL, "--snapshot-every 2", (4, 6), "killed by signal 9"),
+        (KILL, 0, "--save-every 3 --keep 1", (3, 6), "killed by signal 9"),
+        (RAISE, 1, "--save-every 3", (3, 6), "ValueError: planted"),
+        (RAISE, 1, "", (0,), "ValueError: planted"),
+        (KILL, 1, "--snapshot-every 2", (4, 6), "killed by signal 9"),
     ],
     ids=["killed", "raised", "without a checkpoint", "from memory"],
 )
 def test_a_run_goes_on_as_if_nothing_had_happened(
     *,
     what: str,
+    rank: int,
     more: str,
     begins: tuple[int, ...],
     reason: str,
@@ -90,9 +91,10 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     memory: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    pid = two_ranks.pids[0]
-    run = train(shell, f"{FLAGS} {more} --max-restarts 2", once(tmp_path / "failed", what)).wait(timeout=300)
-    assert run.status == "finished" and not two_ranks.dead and two_ranks.pids[0] == pid
+    pid = two_ranks.pids[1 - rank]
+    cell = once(tmp_path / "failed", what).replace('"RANK"] == "1"', f'"RANK"] == "{rank}"')
+    run = train(shell, f"{FLAGS} {more} --max-restarts 2", cell).wait(timeout=300)
+    assert run.status == "finished" and not two_ranks.dead and two_ranks.pids[1 - rank] == pid
     np.testing.assert_array_equal(losses_of(run), uninterrupted)
     events = run.events()
     restored = events[events["name"] == "restored"]["step"].tolist()
@@ -104,9 +106,12 @@ def test_a_run_goes_on_as_if_nothing_had_happened(
     assert not list(memory.iterdir())
     (told,) = events[events["name"] == "restart"]["value"]
     assert (
-        told["number"] == 1 and told["of"] == 2 and told["reason"].startswith("rank 1: ") and reason in told["reason"]
+        told["number"] == 1
+        and told["of"] == 2
+        and told["reason"].startswith(f"rank {rank}: ")
+        and reason in told["reason"]
     )
-    assert f"(restart 1 of 2): rank 1: {told['reason'][8:]}" in capfd.readouterr().err
+    assert f"(restart 1 of 2): rank {rank}: {told['reason'][8:]}" in capfd.readouterr().err
 
 
 def test_a_run_fails_when_it_was_restarted_often_enough(

@@ -161,7 +161,9 @@ def _train(
     alerts: AlertWatch | None,
 ) -> tuple[str, str]:
     """How the training ended, and why it ended early ("": it did not)."""
-    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed), noted_losses():
+    # a rank 0 that was killed has left the file by which ranks meet
+    token = f"restart-{attempt.restart}" if attempt.restart else ""
+    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token), noted_losses():
         strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
