@@ -28,6 +28,9 @@ from workbench.core import background
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 from workbench.errors import ClusterError
 
+#: seconds that the reader thread has to tell what waits that the server has ended, and to remove its directory
+_READER_END_S = 10.0
+
 
 def get_preload(framework_name: str = DEFAULT_FRAMEWORK) -> str:
     """Returns the preload function of a framework, as ``module:function``.
@@ -87,7 +90,7 @@ def _copy_outcome(source: Future[None], target: Future[None]) -> None:
     source.add_done_callback(copy)
 
 
-def wait_for_reply(done: Future[None], timeout_s: float, check: Callable[[], None]) -> None:
+def wait_for_reply(done: Future[None], timeout_s: float, check: Callable[[], None] | None = None) -> None:
     """Waits until a rank server has carried out a request.
 
     ``done``: the future that the request returned. ``check()`` is called repeatedly and raises when a rank has died.
@@ -95,7 +98,8 @@ def wait_for_reply(done: Future[None], timeout_s: float, check: Callable[[], Non
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        check()
+        if check is not None:
+            check()
         try:
             done.result(0.1)
             return
@@ -283,14 +287,13 @@ class RankServer:
         if self.alive:
             with self._send_lock, contextlib.suppress(OSError):  # the server has just ended by itself
                 self._connection.sendall(p.encode(p.Shutdown(grace_s=grace_s)))
-        deadline = time.monotonic() + timeout_s
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self._process.send_signal(signal.SIGKILL)  # its children receive SIGKILL when it ends
-            self._process.wait(1.0)
+            self._process.wait()
         if threading.current_thread() is not self._reader:
-            self._reader.join(max(0.2, deadline - time.monotonic()))
+            self._reader.join(_READER_END_S)
 
     # --- messages
 

@@ -20,28 +20,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.cluster import releases
 from workbench.cluster.base import protocol as p
-from workbench.cluster.base.interrupts import deferred_interrupt
-from workbench.cluster.base.processes import is_stopped
 from workbench.cluster.base.rank_kind import RankKind
-from workbench.cluster.cell_group import CellGroup
-from workbench.cluster.cells import CellResult, Submission, wait_until_done
-from workbench.cluster.client import RankServer
+from workbench.cluster.cell_runner import CellRunner
+from workbench.cluster.cells import CellResult, Submission
+from workbench.cluster.client import RankServer, wait_for_reply
 from workbench.cluster.connection import Connection
-from workbench.cluster.debugger.channel import INTERRUPT
-from workbench.cluster.debugger.dialogue import Dialogue, in_debugger
-from workbench.cluster.engines import get_value
+from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.hosts.placement import Placement
-from workbench.cluster.job import Job, wait_for_release
+from workbench.cluster.job import Job
 from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
-from workbench.errors import CellTimeoutError, ClusterError, RanksBusyError, format_ranks
+from workbench.errors import ClusterError, format_ranks
 
-#: seconds in which a rank that was killed has ended
-_END_TIMEOUT_S = 10.0
+#: seconds in which a rank that was killed has ended, and a rank server has answered
+_END_TIMEOUT_S = 30.0
 #: seconds that ranks have to answer an interrupt before a second one ends those that run
 _ANSWER_S = 0.5
 
@@ -50,8 +45,6 @@ class Session:
     """The ranks of a notebook. ``Session.up`` starts them; ``Session.current()`` returns the session that is up.
 
     ``renewal``: which ranks the last ``up`` kept, replaced and added (None: all are as they were).
-    ``job``: the training run that uses the ranks, or None. The code that starts a run sets it and resets it to None
-    when the run has ended. While it is set, ``execute``, ``submit``, ``push`` and ``pull`` raise ``RanksBusyError``.
     """
 
     _current: Session | None = None
@@ -59,7 +52,6 @@ class Session:
 
     def __init__(self, server: RankServer, kind: RankKind) -> None:
         self.kind = kind
-        self.job: Job | None = None
         self.renewal: Renewal | None = None
         self.placement = Placement(bindings=())
         self.master_port = 0
@@ -67,9 +59,15 @@ class Session:
         self._server = server
         self._connection = Connection(server, self._check_alive)
         self._roster = Roster()
-        self._group = CellGroup(server.directory)
+        self._cells = CellRunner(
+            self._connection,
+            self._roster,
+            server.directory,
+            signal=self.interrupt,
+            call=self.call,
+            on_interrupt=self.interrupt_cell,
+        )
         self._stopping = self._down = False
-        self._submissions: list[Submission] = []
         self._death_callbacks: list[Callable[[int, str], None]] = []
         server.on_event(self._handle_event)
         server.on_end(self._handle_server_end)
@@ -155,6 +153,19 @@ class Session:
         return session if session is not None and not session._down else None
 
     @property
+    def job(self) -> Job | None:
+        """The training run that uses the ranks, or None.
+
+        The code that starts a run sets it and resets it to None when the run has ended. While it is set, ``execute``,
+        ``submit``, ``push`` and ``pull`` raise ``RanksBusyError``.
+        """
+        return self._cells.job
+
+    @job.setter
+    def job(self, job: Job | None) -> None:
+        self._cells.job = job
+
+    @property
     def is_down(self) -> bool:
         """Whether the session has ended, so that its ranks have too."""
         return self._down
@@ -204,8 +215,8 @@ class Session:
         """Ends the ranks and returns the rank server for reuse. If that fails, ends the server too and returns None."""
         self._stopping = True
         try:
-            self._server.stop_ranks().result(2.0)
-            self._connection.unregister_and_wait(range(self.n), timeout_s=2.0)
+            self._server.stop_ranks().result(_END_TIMEOUT_S)
+            self._connection.unregister_and_wait(range(self.n), timeout_s=_END_TIMEOUT_S)
         except (ClusterError, TimeoutError):
             self.down()
             return None
@@ -248,20 +259,20 @@ class Session:
         self.free(renewal.kept)
         self._roster.forget_deaths()
         self.placement, self.renewal = placement, renewal
-        self._group.mark_left()
+        self._cells.leave_group()
         try:
             self._connection.add(self._make_specs(), [*renewal.replaced, *renewal.added])
-            self._run_silently(Submission(rebinding_code(placement, self.master_port), renewal.kept))
+            self._cells.run_silently(Submission(rebinding_code(placement, self.master_port), renewal.kept))
         except BaseException:
             self.down()
             raise
 
     def free(self, ranks: Sequence[int]) -> None:
         """Ends cells of which a rank has died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
-        for submission in self._submissions:
-            if submission.dead_ranks() and not submission.done():
+        for submission in self._cells.unfinished():
+            if submission.dead_ranks():
                 try:
-                    releases.interrupt(submission, signal=self.interrupt, call=self.call)
+                    self._cells.interrupt(submission)
                 except ClusterError:
                     if self._server.alive:
                         raise
@@ -312,8 +323,7 @@ class Session:
         if not self._roster.mark_dead(rank, reason, last_output):
             return
         reason = self._roster.dead[rank]
-        for submission in list(self._submissions):
-            submission.mark_dead(rank, reason)
+        self._cells.mark_dead(rank, reason)
         if self._stopping:
             return
         for callback in list(self._death_callbacks):
@@ -349,38 +359,15 @@ class Session:
         ``in_group``: all ranks are put into one process group of torch first, unless they are in one, or some of them
         are busy or dead. Otherwise the cell leaves that group, as a training does.
         """
-        targets = self._check_targets(ranks)
-        self.check_free(targets)
-        if not in_group:
-            self._group.mark_left()
-        elif not self.dead and not self._ranks_with_cells():
-            self._group.make(self.n, self._run_silently)
-        submission = Submission(code, targets)
-        if in_group:
-            submission.on_first_error(lambda failed: releases.release_waiting(failed, self.call))
-        try:
-            with deferred_interrupt():  # a cell that was sent to some ranks could not be interrupted
-                self._submissions = [other for other in self._submissions if not other.done()] + [submission]
-                self._connection.send(submission)
-                for rank in set(targets) & set(self.dead):  # ranks that died since the check
-                    submission.mark_dead(rank, self.dead[rank])
-        except KeyboardInterrupt:
-            self.interrupt_cell(submission)
-            raise
-        return submission
+        return self._cells.submit(code, self._check_targets(ranks), ranks=self.n, in_group=in_group)
 
     def ask(self, code: str, ranks: Sequence[int] | None = None, timeout: float | None = None) -> CellResult:
         """As ``execute``, for code that is none of the user's: ranks keep their directory, modules and group."""
         targets = self._check_targets(ranks)
         self.check_free(targets)
         submission = Submission(code, targets)
-        self._run_silently(submission, timeout)
+        self._cells.run_silently(submission, timeout)
         return submission.result()
-
-    def _run_silently(self, submission: Submission, timeout: float | None = None) -> None:
-        self._submissions = [other for other in self._submissions if not other.done()] + [submission]
-        self._connection.send(submission, follows=False)
-        self.wait(submission, timeout)
 
     def wait(
         self,
@@ -393,33 +380,7 @@ class Session:
 
         In the main thread, asks for commands when ranks stop in the debugger; that time does not count.
         """
-        dialogue = Dialogue(self.directory, submission.ranks)
-        may_ask = threading.current_thread() is threading.main_thread()
-
-        def look(waiting: Submission) -> None:
-            if while_waiting is not None:
-                while_waiting(waiting)
-            if may_ask and dialogue.is_due():
-                dialogue.talk()
-
-        try:
-            finished = wait_until_done(submission, timeout, look)
-        except KeyboardInterrupt:
-            dialogue.leave(INTERRUPT)
-            self.interrupt_cell(submission)
-            raise
-        finally:
-            dialogue.close()
-        self._roster.raise_if_dead(
-            submission.dead_ranks(), "the other ranks may be waiting for it: run %dist_up to restart the ranks"
-        )
-        if not finished:
-            running = submission.running_ranks()
-            raise CellTimeoutError(
-                f"{format_ranks(running)} did not finish within {timeout:g} s and still "
-                f"run{'s' if len(running) == 1 else ''} the cell: wait longer (session.wait(submission)), or interrupt "
-                "it (session.interrupt_cell(submission))"
-            )
+        self._cells.wait(submission, timeout, while_waiting=while_waiting)
 
     def interrupt_cell(self, submission: Submission) -> None:
         """Interrupts a cell, breaks the collectives that its ranks wait in, and waits 3 s at most for their end.
@@ -427,7 +388,7 @@ class Session:
         Ctrl-C meanwhile ends the ranks that still run it, and starts them anew.
         """
         try:
-            releases.interrupt(submission, signal=self.interrupt, call=self.call)
+            self._cells.interrupt(submission)
         except KeyboardInterrupt:
             submission.wait_until_finished(_ANSWER_S)  # some may be about to end
             running = submission.running_ranks()
@@ -448,9 +409,9 @@ class Session:
         if self.job is None:
             return
         self.job.give_up()
-        for submission in [each for each in self._submissions if not each.done()]:
+        for submission in self._cells.unfinished():
             try:
-                releases.interrupt(submission, signal=self.interrupt, call=self.call)
+                self._cells.interrupt(submission)
             except KeyboardInterrupt:
                 running = submission.running_ranks()
                 print(f"interrupt: {format_ranks(running)} ended", file=sys.stderr, flush=True)
@@ -458,26 +419,18 @@ class Session:
 
     def push(self, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
         """Sets variables in the namespace of ranks (default: all)."""
-        self._transfer(lambda view: view.push(dict(values), block=False), ranks)
+        self._cells.transfer(lambda view: view.push(dict(values), block=False), self._check_targets(ranks))
 
     def pull(self, names: str | Sequence[str], ranks: Sequence[int] | None = None) -> dict[int, Any]:
         """Returns the value of a variable by rank; for a sequence of names, a dict from name to value by rank.
 
         Raises ``CellError`` when a rank has no variable of that name.
         """
-        several = names if isinstance(names, str) else list(names)
-        targets, values = self._transfer(lambda view: view.pull(several, block=False), ranks)
+        several, targets = names if isinstance(names, str) else list(names), self._check_targets(ranks)
+        values = self._cells.transfer(lambda view: view.pull(several, block=False), targets)
         if isinstance(names, str):
             return dict(zip(targets, values, strict=True))
         return {rank: dict(zip(several, row, strict=True)) for rank, row in zip(targets, values, strict=True)}
-
-    def _transfer(self, action: Callable[[Any], Any], ranks: Sequence[int] | None) -> tuple[list[int], Any]:
-        targets = self._check_targets(ranks)
-        self.check_free(targets)
-        result = action(self._connection.view(targets))
-        while not result.wait(0.1):
-            self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
-        return targets, get_value(result)
 
     def interrupt(self, ranks: Sequence[int] | None = None) -> None:
         """Interrupts the cell that ranks run with SIGINT (KeyboardInterrupt). Idle ranks ignore it."""
@@ -485,7 +438,8 @@ class Session:
 
     def signal(self, signum: int, ranks: Sequence[int] | None = None) -> None:
         """Sends a signal to the processes of ranks (default: all that are alive)."""
-        self._server.signal(self._roster.select_alive(range(self.n) if ranks is None else ranks), signum).result(2.0)
+        alive = self._roster.select_alive(range(self.n) if ranks is None else ranks)
+        wait_for_reply(self._server.signal(alive, signum), _END_TIMEOUT_S)
 
     def call(self, ranks: Sequence[int], function: str, arguments: dict[str, Any]) -> None:
         """Calls a function (``module:name``) in a thread of ranks, also while they run a cell.
@@ -493,11 +447,11 @@ class Session:
         ``arguments``: keyword arguments that JSON takes. Returns when the ranks were told; those that have not imported
         the module ignore it.
         """
-        self._server.call(self._roster.select_alive(ranks), function, arguments).result(2.0)
+        wait_for_reply(self._server.call(self._roster.select_alive(ranks), function, arguments), _END_TIMEOUT_S)
 
     def release(self, submission: Submission, failed: dict[int, str]) -> None:
         """Breaks the collectives in which ranks of a training wait for one of ``failed`` (rank -> what happened)."""
-        releases.release_from(submission, self.call, failed)
+        self._cells.release(submission, failed)
 
     def end_ranks(self, ranks: Sequence[int], why: str) -> None:
         """Kills ranks with SIGKILL. ``why`` is recorded as the reason of their death."""
@@ -518,7 +472,7 @@ class Session:
 
     def is_busy(self) -> bool:
         """Whether a run is training on the ranks, or one of them is running a cell."""
-        return self.job is not None or bool(self._ranks_with_cells())
+        return self.job is not None or bool(self._cells.running_ranks())
 
     @property
     def busy(self) -> str | None:
@@ -530,42 +484,15 @@ class Session:
 
         When the run has just ended, waits until it has released the ranks.
         """
-        wait_for_release(lambda: self.job)
-        if self.busy is not None:
-            raise RanksBusyError(
-                f"run {self.busy!r} is training on these ranks: wait for it (run.wait()), or stop it (%dist_stop) first"
-            )
-        running = sorted(self._ranks_with_cells() & set(ranks))
-        if running:
-            raise RanksBusyError(
-                f"{format_ranks(running)} still runs an earlier cell: wait for it, interrupt it (session.interrupt()), "
-                "or restart the ranks with %dist_down and %dist_up"
-            )
-        for rank, pid in self.pids.items():
-            if rank in ranks and rank not in self.dead and is_stopped(pid):
-                raise RanksBusyError(
-                    f"rank {rank} is stopped by a signal (SIGSTOP, process {pid}): %dist_fault continue, or kill -CONT "
-                    f"{pid}, lets it go on"
-                )
-
-    def _ranks_with_cells(self) -> set[int]:
-        return {rank for each in list(self._submissions) for rank in each.running_ranks()}
+        self._cells.check_free(ranks)
 
     # --- status
 
     def status(self) -> list[RankStatus]:
         """Returns the status of each rank: where it runs and what it does. Does not query the ranks, so it also works
         while they train."""
-        running, job = self._ranks_with_cells(), self.job
-        stopped = in_debugger(self.directory, range(self.n))
-
-        def state_of(rank: int) -> tuple[str, int | None]:
-            if rank in stopped:
-                return "in the debugger", job.step_of(rank) if job is not None else None
-            if job is not None:
-                return "training", job.step_of(rank)
-            return ("running cell" if rank in running else "idle"), None
-
+        stopped, running = in_debugger(self.directory, range(self.n)), self._cells.running_ranks()
+        state_of = partial(self._cells.state_of, stopped=stopped, running=running)
         return measure_ranks(self.placement.bindings, pids=self.pids, dead=self.dead, state_of=state_of)
 
 
