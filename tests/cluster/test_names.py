@@ -8,6 +8,8 @@ from magics.cluster import ClusterMagics
 from magics.names import NamesMagics
 from tests.cluster.conftest import LIGHT
 from tests.shell import bare_shell
+from tests.waiting import WAIT_S
+from workbench.cluster.names import ask
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ConfigError
 
@@ -37,7 +39,8 @@ def offered(shell, text):
         return [found.text for found in shell.Completer.completions(text, len(text))]
 
 
-def test_tab_completes_names_of_ranks_in_their_cells_only(ranks, shell):
+def test_tab_completes_names_of_ranks_in_their_cells_only(ranks, shell, monkeypatch):
+    monkeypatch.setattr(ask, "_TAB_S", WAIT_S)
     shell.run_cell_magic("dist", "", "zebra_count = 3.5\nif rank == 1: zebra_late = 1")
     assert offered(shell, "%%dist\nzebra_more = 1\nprint(zebra") == ["zebra_count", "zebra_late", "zebra_more"]
     assert "zebra_count.is_integer" in offered(shell, "%%dist -t 0\nzebra_count.is_i")

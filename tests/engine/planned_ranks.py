@@ -26,7 +26,7 @@ def parameters(
     """Bytes of parameters, predicted and held by this rank, case by case."""
     spec = TrainSpec.from_options({"ranks": ranks, "batch_size": split_models.BATCH, "plugin": "hybrid", **options})
     with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
-        return [(_predicted(rank, spec, case), _held(rank, spec, case)) for case in cases]
+        return [(_predicted(rank, spec, case), _bytes_held(rank, spec, case)) for case in cases]
 
 
 def _workload(case: Case) -> Workload:
@@ -48,7 +48,7 @@ def _predicted(rank: int, spec: TrainSpec, case: Case) -> int:
     return memory(model, job, plan.mesh.coordinates(rank)).parameters
 
 
-def _held(rank: int, spec: TrainSpec, case: Case) -> int:
+def _bytes_held(rank: int, spec: TrainSpec, case: Case) -> int:
     workload = _workload(case)
     strategy = load_strategy(spec)(spec, rank)
     strategy.check(spec, workload)

@@ -90,7 +90,7 @@ def test_an_interrupt_leaves_no_kernel(tmp_path: Path, how: signal.Signals) -> N
     source = notebook(tmp_path, "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)", "print(1)")
     code = (
         "import sys; from pathlib import Path; from workbench.cli import main as cli\n"
-        "from workbench.cli.commands import demo\n"
+        "from workbench.cli.commands import demo, execution\nexecution.KERNEL_TIMEOUT_S = 300\n"
         f"demo.run = lambda arguments: demo.execute(Path({str(source)!r}), {{}}, Path({str(tmp_path / 'out')!r}))\n"
         "sys.exit(cli.main(['demo']))"
     )

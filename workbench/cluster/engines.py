@@ -14,6 +14,8 @@ from workbench.core import background
 from workbench.errors import CellError, ClusterError, format_ranks
 
 _RETRY_INTERVAL_S = 0.25
+#: seconds that a controller, which listens, has to answer a client: the machine may be overloaded
+_CONNECT_TIMEOUT_S = 60.0
 
 
 def read_connection_file(profile_dir: Path, kind: str, cluster_id: str = "") -> dict[str, Any]:
@@ -24,7 +26,7 @@ def read_connection_file(profile_dir: Path, kind: str, cluster_id: str = "") -> 
 
 def connect(info: dict[str, Any]) -> Any:
     """Connects to a controller. ``info``: its connection file for clients. Returns an ipyparallel client."""
-    return _client_class()(info, timeout=10)
+    return _client_class()(info, timeout=_CONNECT_TIMEOUT_S)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from bs4 import BeautifulSoup
 
 import workbench
 from tests.fake_run import fake_spec, make_fake_run, write_spec
+from tests.waiting import WAIT_S
 from workbench.core.config import MonitorSpec
 from workbench.core.mesh import Mesh
 from workbench.core.records import Command, Event, EventKind, GradientStats, PhaseRecord
@@ -170,6 +171,7 @@ def test_timelines_show_a_typical_step_and_the_slowest(phased: tuple[Path, Beaut
 def test_the_environment_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("GIT_DIR", "GIT_WORK_TREE"):
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(environment, "_GIT_S", WAIT_S)
 
     def git(*words: str) -> str:
         about = ["-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "init.defaultBranch=trunk"]

@@ -90,7 +90,7 @@ class Dialogue:
         self._peers: dict[int, _Peer] = {}
         self._told: set[int] = set()  # ranks of which it was said that they do not answer
         self._selected: list[int] | None = None  # None: all
-        self._was_helped = False
+        self._was_helped = self._passes_over = False
 
     def is_due(self) -> bool:
         """Whether there is a rank to talk to."""
@@ -103,6 +103,9 @@ class Dialogue:
         ``leave`` lets them go.
         """
         asked: list[int] = []
+        if self._passes_over:  # a rank that stops all the same was told later than it came to its next breakpoint
+            self.leave(GO_ON)
+            return
         if not self._was_helped:
             self._wait_for_others()
         while True:
@@ -129,6 +132,7 @@ class Dialogue:
     def leave(self, how: str) -> None:
         """Lets all ranks out of the debugger. ``how``: see ``channel``; where they go on, also those that run do."""
         if how == GO_ON:
+            self._passes_over = True
             request = CallInRanks(ranks=list(self._ranks), function=_PASS_OVER)
             call_in_ranks(self._directory, request)  # one that has ended passes over nothing
         end = time.monotonic() + (_WAITING_S if how == GO_ON else 0.0)  # some may just have stopped

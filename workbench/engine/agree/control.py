@@ -91,13 +91,13 @@ class AgreedControl:
         elif self._rank == 0:
             self._slots.send(*self._told)
 
-    def take(self, *, patient: bool = False) -> list[Command | BadLine]:
+    def take(self, *, long_wait: bool = False) -> list[Command | BadLine]:
         """Commands to apply before the next step: the same list on every rank. Afterwards ``rider`` is rank 0's.
 
-        ``patient``: rank 0 may not have posted for a while.
+        ``long_wait``: rank 0 may not have posted for a while.
         """
         if self._slots is not None and self._rank:
-            self._told = self._slots.receive(patient=patient)
+            self._told = self._slots.receive(long_wait=long_wait)
         elif not self._is_told:
             self.summed(0.0, 0.0)
         return self._reader.read(self._told[0])
@@ -113,7 +113,7 @@ class AgreedControl:
             while self._reader.size() <= before and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         self.post(self.rider)
-        return self.take(patient=True)
+        return self.take(long_wait=True)
 
     def leave(self) -> None:
         """Say that this rank fails, so that others on its host do not wait for it."""

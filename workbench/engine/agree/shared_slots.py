@@ -91,10 +91,10 @@ class SharedSlots:
         check = _check(self._count, first, second)
         _SLOT.pack_into(self._map, self._at(self._count), self._count, first, second, check)
 
-    def receive(self, *, patient: bool = False) -> tuple[int, int]:
+    def receive(self, *, long_wait: bool = False) -> tuple[int, int]:
         """Wait for the next message and return its two values, on any rank but 0.
 
-        ``patient``: the message may take long, so read rarely and use hardly any CPU time. Raises ``PeerLostError``
+        ``long_wait``: the message may take long, so read rarely and use hardly any CPU time. Raises ``PeerLostError``
         when rank 0 has ended.
         """
         self._count += 1
@@ -111,7 +111,7 @@ class SharedSlots:
                     raise PeerLostError("rank 0 has ended, and with it the agreement on commands")
             if self._timeout_s is not None and now - began > self._timeout_s:
                 raise PeerLostError(f"rank 0 has said nothing for {now - began:.0f} s")
-            time.sleep(_LONG_S if patient or now - began > _LONG_AFTER_S else _SHORT_S)
+            time.sleep(_LONG_S if long_wait or now - began > _LONG_AFTER_S else _SHORT_S)
 
     def summed(self, first: float, second: float) -> tuple[float, float]:
         """Return the sums of ``first`` and ``second`` over all ranks, added in the order of ranks. Collective.

@@ -95,10 +95,10 @@ class ObservedControl(AgreedControl):
         except PeerLostError as error:
             self._part(error)
 
-    def take(self, *, patient: bool = False) -> list[Command | BadLine]:
+    def take(self, *, long_wait: bool = False) -> list[Command | BadLine]:
         """As ``AgreedControl.take``; all ranks have met when there is a command."""
         try:
-            commands = self._taken(patient)
+            commands = self._taken(long_wait)
         except PeerLostError as error:
             self._part(error)
             return []
@@ -106,13 +106,13 @@ class ObservedControl(AgreedControl):
             self._meet()
         return commands
 
-    def _taken(self, patient: bool) -> list[Command | BadLine]:
+    def _taken(self, long_wait: bool) -> list[Command | BadLine]:
         if self.apart:
             return [] if self._rank else self._reader.read(self._told[0])
         if self._slots is None and self._exchange.ranks > 1:
             told = _TOLD.unpack(self._exchange.from_rank_0(_TOLD.pack(*self._told)))
             self._told, self._is_told = (told[0], told[1]), True
-        return super().take(patient=patient)
+        return super().take(long_wait=long_wait)
 
     def _meet(self) -> None:
         if self._exchange.ranks == 1:

@@ -135,7 +135,7 @@ class ObservedModel(PlannedRank):
                 "model.parameters() of the model that is observed"
             )
         self.optimizer = optimizer
-        self._names, self._held = names, held
+        self._names, self._rank_parameters = names, held
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
         is_split = self.seen.kind == "fsdp"
         self._mine = held if is_split else share_of_replicas(held, turns, self.mesh, self.coordinates)
@@ -145,7 +145,7 @@ class ObservedModel(PlannedRank):
     def are_all(self, parameters: Sequence[torch.Tensor]) -> bool:
         """Whether the gradients of ``parameters``, and no others, are those of the whole model on this rank."""
         given = {id(parameter) for parameter in parameters if parameter.grad is not None}
-        held = {id(item.parameter) for item in self._held if item.parameter.grad is not None}
+        held = {id(item.parameter) for item in self._rank_parameters if item.parameter.grad is not None}
         return self.seen.gradients and self.seen.kind != "fsdp" and given == held
 
     def begin(self) -> None:
@@ -173,7 +173,7 @@ class ObservedModel(PlannedRank):
         ddp = self._ddp
         if ddp is None or self.seen.unseen:
             return nullcontext()
-        items = self._chosen(self._held, layers)
+        items = self._chosen(self._rank_parameters, layers)
         show = self.aside(observer)
         return before_ddp_reduces(
             items, self._local, show, keep=keep, is_last=lambda: bool(ddp.require_backward_grad_sync)
@@ -185,7 +185,7 @@ class ObservedModel(PlannedRank):
 
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         """As ``Watchable.reduced_gradients``."""
-        return self._parts(self._chosen(self._held if all_held else self._mine, layers), 1.0)
+        return self._parts(self._chosen(self._rank_parameters if all_held else self._mine, layers), 1.0)
 
     def reports(self, layer: str, sharded: str) -> bool:
         """As ``Watchable.reports``."""

@@ -65,7 +65,7 @@ def splits_of(workload: Workload, tps: Collection[int], pps: Collection[int]) ->
     tensor-parallel ranks and of stages splits it."""
     model = getattr(workload.model, "_orig_mod", workload.model)
     tp, unknown = _tensor_parallel(model) if tps else ({}, "")
-    stages = {count: tuple(_held(model, stage, count) for stage in range(count)) for count in pps}
+    stages = {count: tuple(_layers_of_stage(model, stage, count) for stage in range(count)) for count in pps}
     return Splits(tp=tp, stages=stages, unknown=unknown)
 
 
@@ -86,7 +86,7 @@ def _policy(model: torch.nn.Module, **changes: Any) -> Any:
     return policy
 
 
-def _held(model: torch.nn.Module, stage: int, count: int) -> tuple[str, ...]:
+def _layers_of_stage(model: torch.nn.Module, stage: int, count: int) -> tuple[str, ...]:
     """Names of the modules that a stage holds, in the order in which they run."""
     names = {id(module): name for name, module in model.named_modules()}
     held = _policy(model, pipeline_stage_manager=_Stages(stage, count)).get_held_layers()

@@ -98,9 +98,9 @@ class OwnSteps(EvaluatedWhole, Strategy):
         names = ModelNames(self._module, workload.optimizer)
         self._layers = names.layers
         self._sizes = names.sizes
-        self._held = rank_parameters(self._module, names)
+        self._rank_parameters = rank_parameters(self._module, names)
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
-        self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
+        self._mine = share_of_replicas(self._rank_parameters, turns, self.mesh, self.coordinates)
         parameters = dict(self._module.named_parameters())
         self._reduction = StepReduction(
             parameters,
@@ -161,7 +161,7 @@ class OwnSteps(EvaluatedWhole, Strategy):
             self.tell("no_update", f"train_step made no step of an optimizer in step {self._steps}")
         if self.mesh.dp == 1 or (self._steps > _FIRST_STEPS and self._steps & (self._steps - 1)):
             return
-        apart = layers_apart(self._held, self.device)
+        apart = layers_apart(self._rank_parameters, self.device)
         if apart:
             raise ConfigError(
                 f"train_step changes weights ({', '.join(apart[:8])}) in a different way on each rank, as by gradients "
@@ -231,7 +231,7 @@ class OwnSteps(EvaluatedWhole, Strategy):
 
     def set_frozen(self, layers: Collection[str]) -> None:
         """As ``Freezable.set_frozen``."""
-        self._updates.frozen = frozenset(id(item.parameter) for item in self._held if item.layer in layers)
+        self._updates.frozen = frozenset(id(item.parameter) for item in self._rank_parameters if item.layer in layers)
 
     def close(self) -> None:
         if hasattr(self, "norms"):
