@@ -17,6 +17,7 @@ from IPython.core.magic_arguments import argument, argument_group, magic_argumen
 import widgets
 from magics.words import parse
 from widgets.page.serve import wait_serving_comms
+from workbench.cluster.base.interrupts import deferred_interrupt
 from workbench.cluster.session import Session
 from workbench.core import flags
 from workbench.errors import ConfigError, RunError
@@ -102,10 +103,10 @@ def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
     try:
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
-        print("stopping after this step (press again to interrupt it)", file=sys.stderr, flush=True)
-        with suppress(RunError):  # the run has just ended by itself
-            run.stop()
         try:
+            print("stopping after this step (press again to interrupt it)", file=sys.stderr, flush=True)
+            with suppress(RunError), deferred_interrupt():  # the run may just have ended by itself
+                run.stop()
             _until_ended(run, lines=lines)
         except KeyboardInterrupt:
             session = Session.current()

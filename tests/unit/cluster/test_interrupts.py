@@ -1,6 +1,5 @@
 """Ctrl-C at a moment when it would leave something half done."""
 
-import os
 import signal
 import threading
 
@@ -13,15 +12,15 @@ def test_ctrl_c_comes_when_the_block_ends():
     done = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), deferred_interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         done.append("the whole block")
     assert done and signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_error_of_the_block_goes_first():
     with pytest.raises(ValueError, match="first"), deferred_interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise ValueError("first")
 
 
