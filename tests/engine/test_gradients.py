@@ -24,6 +24,7 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+ZERO_1, ZERO_2 = [{"framework": "deepspeed", "plugin": plugin} for plugin in ("zero1", "zero2")]
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
 FP32, FP16, BF16 = 2e-5, 2e-2, 1e-1
 
@@ -58,6 +59,10 @@ CASES = [
     (4, "plain", {**FSDP, "accumulate": 2, "replicate": 2}, FP32),
     (2, "gpt2", {**FSDP, "precision": "fp16", "accumulate": 2}, FP16),
     (4, "gpt2", {**FSDP, "tp": 2}, FP32),
+    (2, "cnn", ZERO_1, FP32),
+    (2, "gpt2", {**ZERO_1, "accumulate": 2}, FP32),
+    (4, "plain", ZERO_2, FP32),
+    (2, "plain", {**ZERO_2, "precision": "fp16"}, FP16),
 ]
 
 
@@ -122,7 +127,7 @@ def _check(alone, case: tuple, found: list[dict]) -> None:
     *of_shards, of_all = alone(model, mesh.dp)
     table = combine(_columns(found, "rows"), mesh)
     assert set(table["layer"]) == set(of_all), "layers are named as in the user's own model"
-    is_sliced = options["plugin"] in ("zero2", "fsdp", "gemini")
+    is_sliced = options["plugin"] in ("zero2", "fsdp", "gemini") or options.get("framework") == "deepspeed"
     kind = "exact" if not is_sliced or mesh.dp == 1 else "norms" if mesh.dp == 2 else "slice"
     for row in table.to_dict("records"):
         of_replica = of_all if row["scope"] == "reduced" else of_shards[mesh.coordinates(row["rank"]).dp]

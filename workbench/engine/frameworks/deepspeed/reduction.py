@@ -63,10 +63,6 @@ class ZeroReduction:
         finally:
             step.close()
 
-    def forget(self) -> None:
-        """After a step that failed: nothing is pending."""
-        self._step = None
-
     def _local(self, item: RankParameter) -> torch.Tensor | None:
         found: torch.Tensor | None = self._zero.get_gradient_for_reduction(item.parameter)
         return found

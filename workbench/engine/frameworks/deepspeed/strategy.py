@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
+from workbench.engine.base.batch import Batch
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.deepspeed.checks import check
@@ -25,6 +26,7 @@ from workbench.engine.frameworks.deepspeed.state import PartitionedState
 from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
 from workbench.engine.frameworks.torch_common.gradient_hooks import StepHooks
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
+from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters, share_of_replicas
 from workbench.engine.frameworks.torch_common.step_reads import StepReads
@@ -82,6 +84,8 @@ class ZeroStrategy(WholeModelStrategy):
             model=self._module, optimizer=self._optimizer, config=engine_config(self.spec, elements)
         )
         set_modes(self._module, modes)
+        # the engine has cast the model, so nothing else is
+        self._whole = WholeModel(self.workload, self._module, self.device, "fp32")
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.spec.precision)
         self._cast = None
         if dtype is not None:
@@ -94,25 +98,14 @@ class ZeroStrategy(WholeModelStrategy):
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._whole_here = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._mine = self._held
-        self._partitions = Partitions(self._zero)
-        self._state = PartitionedState(
-            module=self._module,
-            originals=self.originals,
-            mesh=self.mesh,
-            here=self.coordinates,
-            stepped=self._optimizer,
-            partitions=self._partitions,
-            groups=self._zero.bit16_groups,
-        )
-        self._state.take_over(states)
+        self._partitions = Partitions(self._zero, self._optimizer)
+        self._partitions.take_over(states, self._optimizer)
         self._step_reads = StepReads(
             self._optimizer, [item.parameter for item in self._held], has_copies=True, tp=1, pp=1
         )
         self._reduction = ZeroReduction(
             self._engine, self._held, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe
         )
-        self._update = self._zero._optimizer_step
-        self._zero._optimizer_step = self._update_group
         self.model = self._run
 
     def _make_scaler(self) -> Any:
@@ -129,6 +122,9 @@ class ZeroStrategy(WholeModelStrategy):
         value_seen = self._engine(value)
         return replace(found[0], value=value_seen)
 
+    def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
+        return super()._piece(piece, number, is_last).float()
+
     def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
         check_unchanged(items, before, self.spec.plan.plugin, what)
 
@@ -143,29 +139,20 @@ class ZeroStrategy(WholeModelStrategy):
         if factor is not None:
             torch._foreach_mul_(self._gradients(), factor)
             loss = loss * factor
-        for item in self._left_alone():
+        unused = self._reduction.unused
+        alone = [item for item in self._held if item.layer in self._frozen or id(item.parameter) in unused]
+        for item in alone:
             gradient = self._partitions.gradient(item.parameter)
             if gradient is not None:
                 gradient.zero_()
-        changed = self._held if factor is not None else self._left_alone()
-        for item in changed:
+        for item in alone if factor is None else self._held:
             self._partitions.tell_norm(item.parameter)
+        self._partitions.left_alone = {id(item.parameter) for item in alone}
         return loss
-
-    def _left_alone(self) -> list[RankParameter]:
-        """What this step does not update: frozen layers, and parameters that no rank used."""
-        unused = self._reduction.unused
-        return [item for item in self._held if item.layer in self._frozen or id(item.parameter) in unused]
 
     def _gradients(self) -> list[torch.Tensor]:
         found = [self._partitions.gradient(item.parameter) for item in self._held]
         return [gradient for gradient in found if gradient is not None]
-
-    def _update_group(self, group: int) -> None:
-        """The optimizer updates all of a part at once: what a step leaves alone is put back afterwards."""
-        kept = self._state.copies([item.parameter for item in self._left_alone()], group)
-        self._update(group)
-        self._state.put_back(kept)
 
     def step(self) -> bool:
         self._zero.clip_grad = self._clip
@@ -193,10 +180,10 @@ class ZeroStrategy(WholeModelStrategy):
         return self._reduction.watching(items, self.loss_scale, self.aside(observer), keep=keep)
 
     def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
-        scale, sharded, unused = self.loss_scale(), "dp" if self.mesh.dp > 1 else "", self._reduction.unused
+        scale, sharded = self.loss_scale(), "dp" if self.mesh.dp > 1 else ""
         found = []
         for item in items:
-            if id(item.parameter) in unused or item.layer in self._frozen:
+            if id(item.parameter) in self._partitions.left_alone:
                 continue
             gradient = self._partitions.gradient(item.parameter)
             part = torch.empty(0, device=self.device) if gradient is None else gradient
@@ -219,12 +206,13 @@ class ZeroStrategy(WholeModelStrategy):
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
-        found, states = [], self._state.optimizer()
+        found = []
         for item in self._chosen(self._held, layers):
             fragment = self._partitions.fragment(item.parameter)
             if fragment is not None:
-                moments = moments_of(states, fragment.weight)
-                found.append(WeightPart(item.layer, fragment.weight, "dp" if self.mesh.dp > 1 else "", moments))
+                moments = moments_of(self._optimizer, fragment.weight)
+                weight = fragment.weight.detach()
+                found.append(WeightPart(item.layer, weight, "dp" if self.mesh.dp > 1 else "", moments))
         return found
 
     def weight_matrices(self) -> list[WeightMatrix]:
@@ -247,7 +235,16 @@ class ZeroStrategy(WholeModelStrategy):
 
     def rank_state(self) -> RankState:
         """As ``Checkpointable.rank_state``."""
-        return self._state.rank_state(self._scaler if self._scaler.is_enabled() else None)
+        state = PartitionedState(
+            module=self._module,
+            originals=self.originals,
+            mesh=self.mesh,
+            here=self.coordinates,
+            optimizer=self._optimizer,
+            partitions=self._partitions,
+            updated={id(parameter) for group in self._zero.bit16_groups for parameter in group},
+        )
+        return state.rank_state(self._scaler if self._scaler.is_enabled() else None)
 
     def close(self) -> None:
         if hasattr(self, "_engine"):
@@ -259,9 +256,9 @@ class ZeroStrategy(WholeModelStrategy):
                 self._cast.remove()
             for hook in (self._engine.module_forward_pre_hook, self._engine.module_forward_post_hook):
                 hook.remove()
-            del self._zero._optimizer_step
+            self._partitions.close()
             self._engine.destroy()
-            del self._engine, self._zero, self.model, self._update, self._scaler, self._reduction
+            del self._engine, self._zero, self.model, self._scaler, self._reduction, self._partitions
             gc.collect()
 
 
