@@ -22,6 +22,7 @@ from typing import Literal
 
 import psutil
 
+from workbench.core.environments import can_start, python_for
 from workbench.core.frameworks import Framework, usable
 from workbench.rundir import directory as run_directory
 
@@ -69,7 +70,7 @@ def checks(*, imports: bool = True) -> list[Check]:
         loopback,
         browser,
     )
-    slow = [_import_check(found) for found in usable()] if imports else []
+    slow = [_import_check(found) for found in usable() if can_start(found)] if imports else []
     return [*(Check(run=check) for check in cheap), *slow]
 
 
@@ -278,7 +279,7 @@ def _imported(chosen: Framework) -> Finding:
     begin = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
+            [python_for(chosen) or sys.executable, "-W", "ignore", "-c", code],
             capture_output=True,
             text=True,
             check=False,

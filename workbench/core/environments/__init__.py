@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,12 @@ def is_here(framework: Framework) -> bool:
 def can_start(framework: Framework) -> bool:
     """Whether ranks of the framework can start, here or in an environment of its own."""
     return is_here(framework) or (directory() / framework.name / RECORD).is_file()
+
+
+def version_in(framework: Framework) -> str:
+    """The version of the framework's library in its own environment; "" where there is none."""
+    record = directory() / framework.name / RECORD
+    return str(json.loads(record.read_text())["version"]) if record.is_file() else ""
 
 
 def install_command(extra: str) -> str:
