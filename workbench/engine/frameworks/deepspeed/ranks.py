@@ -66,7 +66,9 @@ def joined(
     device = rank_device(device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    set_accelerator(CUDA_Accelerator() if device.type == "cuda" else CPU_Accelerator())
+    processor = CPU_Accelerator()
+    processor.is_fp16_supported = lambda: True  # it asks Intel's extension, without which torch computes in fp16 too
+    set_accelerator(CUDA_Accelerator() if device.type == "cuda" else processor)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # it would be compiled for minutes at the first step, and serves processors that train without torch's collectives
     backend: Any = importlib.import_module("deepspeed.comm.torch")

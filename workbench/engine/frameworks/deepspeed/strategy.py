@@ -196,12 +196,14 @@ class ZeroStrategy(WholeModelStrategy):
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison:
         """As ``Watchable.compare``: of the reduced gradient this rank has its own part."""
-        pairs: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
+        pairs, nothing = [], torch.empty(0, device=self.device)
         for part in parts:
             parameter = part.source.parameter
             fragment, reduced = self._partitions.fragment(parameter), self._partitions.gradient(parameter)
-            here = fragment is not None and reduced is not None
-            pairs.append([(fragment.cut(part.tensor), reduced)] if here else [])  # type: ignore[union-attr,list-item]
+            if fragment is None or reduced is None:
+                pairs.append([(nothing, nothing)])
+            else:
+                pairs.append([(fragment.cut(part.tensor), reduced)])
         return Comparison("exact" if self.mesh.dp == 1 else "slice", pairs)
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
