@@ -124,8 +124,10 @@ class RankPools(RankPool):
             other.__exit__(*exc)
         super().__exit__(*exc)
 
-    def run(self, ranks: int, function: str, **arguments: Any) -> list[Any]:
-        name = next((name for name in _frameworks_in(arguments) if not is_here(framework(name))), "")
+    def run(self, ranks: int, function: str, *, of: str = "", **arguments: Any) -> list[Any]:
+        """As ``RankPool.run``. ``of``: the framework of the ranks, where no plan in ``arguments`` says it."""
+        names = [*_frameworks_in(arguments), *filter(None, [of])]
+        name = next((name for name in names if not is_here(framework(name))), "")
         if not name:
             return super().run(ranks, function, **arguments)
         if name not in self._others:

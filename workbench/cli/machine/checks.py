@@ -22,14 +22,14 @@ from typing import Literal
 
 import psutil
 
-from workbench.core.environments import can_start, python_for
+from workbench.core.environments import can_start, is_here, python_for
 from workbench.core.frameworks import Framework, usable
 from workbench.rundir import directory as run_directory
 
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: imported on ranks of the frameworks that are installed; start-up time depends on their compiled bytecode
-_HEAVY = tuple(dict.fromkeys(package for found in usable() for package in found.packages))
+_HEAVY = tuple(dict.fromkeys(package for found in usable() if is_here(found) for package in found.packages))
 _PACKAGES = (*_HEAVY, "ipyparallel", "ipykernel", "jupyterlab", "bokeh", "anywidget", "numpy", "pyarrow")
 _SLOW_IMPORT_S = 15.0
 _IMPORT_TIMEOUT_S = 180.0

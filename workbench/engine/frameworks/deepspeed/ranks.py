@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import random
@@ -71,7 +70,7 @@ def joined(
     set_accelerator(CUDA_Accelerator() if device.type == "cuda" else processor)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # it would be compiled for minutes at the first step, and serves processors that train without torch's collectives
-    backend: Any = importlib.import_module("deepspeed.comm.torch")
+    backend: Any = sys.modules["deepspeed.comm.torch"]  # its package has another ``torch``
     backend.build_shm_op = lambda: None
     before = os.environ.get("LOCAL_RANK")
     os.environ.setdefault("LOCAL_RANK", str(rank))
