@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.engine.rank_pool import RankPool
+from tests.engine.rank_pool import RankPool, RankPools
 
 
 @pytest.fixture(scope="package")
 def pool() -> Iterator[RankPool]:
-    with RankPool() as started:
+    with RankPools() as started:
         yield started
 
 

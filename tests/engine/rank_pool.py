@@ -22,9 +22,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
+
+from tests.environments import interpreter
+from workbench.core.environments import is_here
+from workbench.core.frameworks import framework
 
 ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
@@ -40,15 +44,17 @@ class RankFailed(AssertionError):
 
 
 class RankPool:
-    """The client: starts the process on entry, ends it on exit. ``framework``: whose ranks it keeps warm."""
+    """The client: starts the process on entry, ends it on exit. ``framework``: whose ranks it keeps warm; ``python``:
+    what they run on."""
 
-    def __init__(self, framework: str = "colossal") -> None:
+    def __init__(self, framework: str = "colossal", python: str = sys.executable) -> None:
         self._framework = framework
+        self._python = python
         self._number = 0
 
     def __enter__(self) -> RankPool:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.engine.rank_pool", self._framework],
+            [self._python, "-W", "ignore", "-m", "tests.engine.rank_pool", self._framework],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,9 +110,42 @@ class RankPool:
         raise RankFailed(f"the rank pool ended with {self._process.wait()}")
 
 
-def _serve() -> None:
-    from workbench.core.frameworks import framework
+class RankPools(RankPool):
+    """The pool of the project's own environment, and one for each other environment that a test's plan needs: they
+    start when they are first asked."""
 
+    def __enter__(self) -> RankPools:
+        self._others: dict[str, RankPool] = {}
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for other in self._others.values():
+            other.__exit__(*exc)
+        super().__exit__(*exc)
+
+    def run(self, ranks: int, function: str, *, of: str = "", **arguments: Any) -> list[Any]:
+        """As ``RankPool.run``. ``of``: the framework of the ranks, where no plan in ``arguments`` says it."""
+        names = [*_frameworks_in(arguments), *filter(None, [of])]
+        name = next((name for name in names if not is_here(framework(name))), "")
+        if not name:
+            return super().run(ranks, function, **arguments)
+        if name not in self._others:
+            self._others[name] = RankPool(name, interpreter(name)).__enter__()
+        return self._others[name].run(ranks, function, **arguments)
+
+
+def _frameworks_in(arguments: Any) -> Iterator[str]:
+    """Names of the frameworks in the options of plans."""
+    if isinstance(arguments, dict):
+        if isinstance(arguments.get("framework"), str):
+            yield arguments["framework"]
+        arguments = list(arguments.values())
+    for each in arguments if isinstance(arguments, list | tuple) else ():
+        yield from _frameworks_in(each)
+
+
+def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print goes to stderr
     importlib.import_module("IPython.core.interactiveshell")  # as in the warm process, whose ranks run cells

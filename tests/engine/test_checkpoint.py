@@ -12,6 +12,7 @@ TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 GEMINI = {"plugin": "gemini", "precision": "bf16"}
+DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
     "ddp-noisy": ("noise", DDP),
@@ -27,6 +28,8 @@ PLANS = {
     "zero1-noisy": ("noisy", ZERO),
     "zero1-bf16": ("llama", ZERO | {"precision": "bf16"}),
     "zero2": ("plain", {"plugin": "zero2"}),
+    "deepspeed": ("gpt2-drop", DEEPSPEED | {"clip": 0.5}),
+    "deepspeed-fp16": ("plain", DEEPSPEED | {"plugin": "zero2", "precision": "fp16"}),
     "gemini": ("plain", GEMINI | {"clip": 0.5}),
     "tp2": ("gpt2-drop", TP),
     "tp2-fp16": ("gpt2", TP | {"precision": "fp16"}),
@@ -52,13 +55,15 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
     assert done_of_rank(found[0], "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
-    if plan not in ("torch", "fsdp", "zero1", "gemini", "tp2", "pp2", "stages2"):
+    if plan not in ("torch", "fsdp", "deepspeed", "zero1", "gemini", "tp2", "pp2", "stages2"):
         return
     turned = run_kept(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
 
-@pytest.mark.parametrize("plan", ["ddp-noisy", "torch-noisy", "torch-topk", "zero1", "tp2", "pp2", "stages2"])
+@pytest.mark.parametrize(
+    "plan", ["ddp-noisy", "torch-noisy", "torch-topk", "zero1", "deepspeed", "tp2", "pp2", "stages2"]
+)
 def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
     model, options = PLANS[plan]
     found = run_kept(2, "tests.engine.steered:resumed", model=model, options=options, steps=8)
@@ -81,6 +86,8 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("tied", TORCH, FSDP),
         ("gpt2", TP, FSDP),
         ("plain", FSDP, ZERO),
+        ("tied", TP, DEEPSPEED),
+        ("gpt2", DEEPSPEED, FSDP),
         ("gpt2", FSDP | {"tp": 2}, TP),
         ("plain", TORCH, DDP | {"algorithm": "topk:1"}),  # the whole gradient, in another way
     ],

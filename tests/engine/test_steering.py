@@ -18,6 +18,7 @@ STAGES = {**PP, "framework": "torch"}
 TP = {"plugin": "hybrid", "tp": 2}
 ZERO = {"plugin": "zero1"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 
 
 def done(found: list[dict[str, Any]], kind: str = "control") -> list[tuple[Any, ...]]:
@@ -110,6 +111,7 @@ CASES = {
     "ddp": ("llama", DDP, CHANGES, 14),
     "zero1": ("llama", ZERO, CHANGES, 14),
     "fsdp": ("llama", FSDP, CHANGES, 14),
+    "deepspeed": ("llama", DEEPSPEED, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),
     "pp2": ("llama", PP, CHANGES, 14),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.rank_pool import RankPool
+from tests.engine.rank_pool import RankPools
 from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
 from workbench.core.frameworks import PLUGIN_OPTIONS, Feature, usable
 from workbench.engine.frameworks.torch import schedules
@@ -48,7 +48,7 @@ def _plans() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def verify(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verifier]:
+def verify(pool: RankPools, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verifier]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORKBENCH_HOME", str(tmp_path_factory.mktemp("runs")))
         yield Verifier(pool)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.engine.rank_pool import RankPool
+from tests.engine.rank_pool import RankPools
 from workbench.core.config import TrainSpec
 from workbench.errors import ConfigError
 from workbench.run import verify
@@ -57,7 +57,7 @@ MASKED_GPT2 = GPT2.replace('"labels": row}', '"labels": row, "attention_mask": t
 class Verifier:
     """Verifies cells on the ranks of a pool. Trainings of a reference are made once for each cell and options."""
 
-    def __init__(self, pool: RankPool) -> None:
+    def __init__(self, pool: RankPools) -> None:
         self._pool = pool
         self._known: dict[Any, RunReader] = {}
 
@@ -80,7 +80,12 @@ class Verifier:
         planted = plant if is_plan else ""
         kept_for = "" if planted else "verification"  # errors are planted in ranks that end
         outcome = self._pool.run(
-            ranks, "tests.engine.verified:train", run=str(training.path), plant=planted, kept_for=kept_for
+            ranks,
+            "tests.engine.verified:train",
+            of=training.spec.plan.framework,
+            run=str(training.path),
+            plant=planted,
+            kept_for=kept_for,
         )[0]
         if '"ConfigError"' in outcome:
             raise ConfigError(outcome)

@@ -218,7 +218,9 @@ class Framework:
     ``title``: its name in texts. ``plugins``: the first one is the default. ``preload``: dotted name of a function that
     imports, in a process that then forks or becomes ranks, what a rank needs. ``joined``: dotted name of the context
     manager that makes a process a rank (``workbench.engine.base.joined.Joined``). ``packages``: distributions whose
-    versions belong into a run's record. ``not_offered``: ways to train that its library has and that have no plugin
+    versions belong into a run's record. ``library``: the module that its ranks import, where an environment may lack
+    it, which the extra of the framework's name brings; ``size``: what an environment for it takes, in words.
+    ``not_offered``: ways to train that its library has and that have no plugin
     here -> why, and what to use. ``check`` raises ``ConfigError`` for options that exclude each other.
     """
 
@@ -228,6 +230,8 @@ class Framework:
     preload: str
     joined: str
     packages: tuple[str, ...]
+    library: str = ""
+    size: str = ""
     not_offered: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     check: Callable[[PlanOptions], None] = _no_check
 

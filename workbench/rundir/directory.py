@@ -18,6 +18,7 @@ import tomli_w
 
 from workbench.core import algorithms
 from workbench.core.config import SPEC_FILE, TrainSpec
+from workbench.core.environments import version_in
 from workbench.core.frameworks import framework_if_usable
 from workbench.errors import RunDirectoryError
 from workbench.rundir import environment
@@ -183,7 +184,8 @@ def versions(framework: str) -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            own = version_in(used) if used is not None and name == used.library else ""
+            found[name] = own or "not installed"
     return found
 
 

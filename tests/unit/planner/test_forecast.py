@@ -75,7 +75,7 @@ def test_every_split_that_divides_the_ranks_is_a_candidate():
 
 def test_given_options_stay():
     assert options_of(4, tp=2, framework="colossal") == [("colossal", "hybrid", 2, 1), ("colossal", "hybrid", 2, 2)]
-    assert options_of(4, plugin="zero1") == [("colossal", "zero1", 1, 1)]
+    assert options_of(4, plugin="zero1") == [("colossal", "zero1", 1, 1), ("deepspeed", "zero1", 1, 1)]
 
 
 def test_a_thousand_ranks_are_arithmetic():

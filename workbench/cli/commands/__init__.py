@@ -9,6 +9,7 @@ from workbench.cli.commands import (
     debug,
     demo,
     doctor,
+    env,
     export,
     frameworks,
     lab,
@@ -40,5 +41,6 @@ COMMANDS = (
     runs,
     export,
     frameworks,
+    env,
     doctor,
 )

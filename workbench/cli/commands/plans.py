@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from workbench.cli.commands import spec_argument
+from workbench.cli.arguments import spec_argument
 from workbench.core import flags
 from workbench.run.planning.options import OPTIONS
 

@@ -10,7 +10,7 @@ import argparse
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from workbench.cli.commands import spec_argument
+from workbench.cli.arguments import spec_argument
 from workbench.core import flags
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from workbench.cli.commands import spec_argument
+from workbench.cli.arguments import spec_argument
 from workbench.core import flags
 from workbench.run.verify_options import AGAINST_FLAG
 

@@ -22,13 +22,14 @@ from typing import Literal
 
 import psutil
 
+from workbench.core.environments import can_start, is_here, python_for
 from workbench.core.frameworks import Framework, usable
 from workbench.rundir import directory as run_directory
 
 GIB = 2**30
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 #: imported on ranks of the frameworks that are installed; start-up time depends on their compiled bytecode
-_HEAVY = tuple(dict.fromkeys(package for found in usable() for package in found.packages))
+_HEAVY = tuple(dict.fromkeys(package for found in usable() if is_here(found) for package in found.packages))
 _PACKAGES = (*_HEAVY, "ipyparallel", "ipykernel", "jupyterlab", "bokeh", "anywidget", "numpy", "pyarrow")
 _SLOW_IMPORT_S = 15.0
 _IMPORT_TIMEOUT_S = 180.0
@@ -69,7 +70,7 @@ def checks(*, imports: bool = True) -> list[Check]:
         loopback,
         browser,
     )
-    slow = [_import_check(found) for found in usable()] if imports else []
+    slow = [_import_check(found) for found in usable() if can_start(found)] if imports else []
     return [*(Check(run=check) for check in cheap), *slow]
 
 
@@ -278,7 +279,7 @@ def _imported(chosen: Framework) -> Finding:
     begin = time.monotonic()
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
+            [python_for(chosen) or sys.executable, "-W", "ignore", "-c", code],
             capture_output=True,
             text=True,
             check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workbench.core.environments import python_for
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
 
 
@@ -38,7 +39,8 @@ class RankKind:
         if framework_name is None and current is not None:
             return cls(framework=current.framework, preload=current.preload, python=python)
         name = framework_name or DEFAULT_FRAMEWORK
-        return cls(framework=name, preload=framework(name).preload, python=python)
+        found = framework(name)
+        return cls(framework=name, preload=found.preload, python=python or python_for(found))
 
     def can_train(self, framework_name: str) -> bool:
         """Returns whether ranks of this kind can train with a framework."""

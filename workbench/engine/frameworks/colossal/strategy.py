@@ -31,7 +31,7 @@ from workbench.engine.frameworks.colossal.pipeline_parallel.phase_marks import m
 from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
 from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
-from workbench.engine.frameworks.colossal.zero.checks import check_gemini, check_parameters
+from workbench.engine.frameworks.colossal.zero.checks import check_gemini
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.batches import (
     call_model,
@@ -42,6 +42,7 @@ from workbench.engine.frameworks.torch_common.batches import (
     to_device,
 )
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
+from workbench.engine.frameworks.torch_common.flat_parameters import check_parameters
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.calls import Number

@@ -1,0 +1,143 @@
+"""Environments of frameworks: made by uv, for which a script stands here, and found by who starts ranks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from workbench.cli.machine import environments
+from workbench.cli.main import main
+from workbench.cluster.base.rank_kind import RankKind
+from workbench.core import environments as found
+from workbench.core.frameworks import framework
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.rundir.directory import versions
+
+#: makes ``bin/python`` where it is asked for an environment, and prints what it was called with
+UV = """#!{python}
+import json, os, sys
+arguments = sys.argv[1:]
+with open({log!r}, "a") as log:
+    log.write(json.dumps(arguments) + "\\n")
+print("uv: " + arguments[0])
+if arguments[0] == "venv":
+    os.makedirs(arguments[-1] + "/bin")
+    with open(arguments[-1] + "/bin/python", "w") as file:
+        file.write("#!/bin/sh\\necho 0.19.8\\n")
+    os.chmod(file.name, 0o755)
+else:
+    sys.exit({code})
+"""
+
+
+@pytest.fixture
+def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``uv(code)`` puts a uv in place whose ``pip install`` ends with ``code``; it writes its calls into a file."""
+    monkeypatch.setenv(found.VARIABLE, str(tmp_path / "envs"))
+    monkeypatch.setattr(found, "is_here", lambda framework: not framework.library)
+
+    def place(code: int = 0) -> None:
+        program = tmp_path / "uv"
+        program.write_text(UV.format(python=sys.executable, log=str(tmp_path / "calls"), code=code))
+        program.chmod(0o755)
+        monkeypatch.setenv("UV", str(program))
+
+    return place
+
+
+def test_ranks_of_a_framework_start_in_its_environment(
+    uv: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uv()
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: run 'workbench env create deepspeed'"):
+        RankKind.resolve(None, "deepspeed", None, None)
+    assert main(["env", "create", "deepspeed"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"DeepSpeed in {tmp_path}/envs/deepspeed: some ") and told[1:3] == ["uv: venv", "uv: pip"]
+    assert told[-1].startswith("DeepSpeed 0.19.8 is ready, ")
+    kind = RankKind.resolve(None, "deepspeed", None, None)
+    assert kind.python == str(tmp_path / "envs/deepspeed/bin/python")
+    assert RankKind.resolve(None, "deepspeed", "/usr/bin/python3", None).python == "/usr/bin/python3", "as asked"
+    assert RankKind.resolve(None, "torch", None, None).python == ""
+    assert versions("deepspeed")["deepspeed"] == "0.19.8"
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls[0] == ["venv", "--python", sys.executable, str(tmp_path / "envs/deepspeed")]
+    assert calls[1][:3] == ["pip", "install", "--no-compile-bytecode"] and calls[1][-1].endswith("[deepspeed]")
+    constraints = Path(calls[1][calls[1].index("--constraints") + 1]).read_text().splitlines()
+    assert f"torch=={metadata.version('torch')}" in constraints
+    assert not any(line.startswith("dist-workbench") for line in constraints)
+    assert main(["env", "create", "deepspeed"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/envs/deepspeed is complete\n"
+    assert main(["env", "list"]) == 0
+    assert "0.19.8" in capsys.readouterr().out
+    assert main(["env", "remove", "deepspeed"]) == 0 and not (tmp_path / "envs/deepspeed").exists()
+    assert main(["env", "remove", "deepspeed"]) == 1
+
+
+def test_what_fails_leaves_nothing(uv, tmp_path: Path) -> None:
+    uv(code=3)
+    with pytest.raises(WorkbenchError, match=r"uv failed \(3\):\nuv: pip"):
+        environments.create("deepspeed", print)
+    assert not (tmp_path / "envs/deepspeed").exists()
+
+
+def test_an_interrupt_leaves_nothing(uv, tmp_path: Path) -> None:
+    uv()
+
+    def interrupt(line: str) -> None:
+        if line == "uv: pip":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        environments.create("deepspeed", interrupt)
+    assert not (tmp_path / "envs/deepspeed").exists()
+
+
+def test_wrong_names_and_a_missing_uv(uv, monkeypatch: pytest.MonkeyPatch) -> None:
+    uv()
+    with pytest.raises(ConfigError, match="no environment can be made for 'deepsped': did you mean 'deepspeed'"):
+        environments.create("deepsped", print)
+    with pytest.raises(ConfigError, match="name a framework: deepspeed"):
+        main_of("create")
+    monkeypatch.delenv("UV")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(environments, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="uv, which is not installed"):
+        environments.create("deepspeed", print)
+
+
+def main_of(*words: str) -> int:
+    from workbench.cli.commands import env
+    from workbench.cli.main import parser
+
+    return env.run(parser().parse_args(["env", *words]))
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        (None, ["dist-workbench[deepspeed]==1.2"]),
+        ({"url": "file:///some%20where", "dir_info": {"editable": True}}, ["--editable", "/some where[deepspeed]"]),
+        ({"url": "git+https://x/y", "vcs_info": {}}, ["dist-workbench[deepspeed] @ git+https://x/y"]),
+    ],
+)
+def test_the_package_comes_from_where_it_was_installed_from(
+    monkeypatch: pytest.MonkeyPatch, origin: object, expected: list[str]
+) -> None:
+    class Installed:
+        @staticmethod
+        def read_text(name: str) -> str | None:
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr(environments.metadata, "distribution", lambda name: Installed)
+    monkeypatch.setattr(environments.metadata, "version", lambda name: "1.2")
+    assert environments.requirement("deepspeed") == expected
+
+
+def test_a_library_that_is_here_needs_no_environment() -> None:
+    assert found.python_for(framework("torch")) == "" and found.can_start(framework("colossal"))

@@ -1,0 +1,79 @@
+"""Environments of frameworks: where ranks find a library that the notebook's own environment does not have.
+
+``workbench env create NAME`` makes one (``workbench.cli.machine.environments``); ranks of that framework start there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from workbench.core.frameworks import Framework
+from workbench.errors import ConfigError
+
+#: names another directory of environments
+VARIABLE = "WORKBENCH_ENVS"
+#: written when an environment is complete: what it was made of
+RECORD = "workbench-env.json"
+
+
+def directory() -> Path:
+    """Where environments are: ``$WORKBENCH_ENVS``, or a directory of the user's own data."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "dist-workbench" / "envs"
+
+
+def python_in(environment: Path) -> Path:
+    """The interpreter of an environment."""
+    return environment / "bin" / "python"
+
+
+def python_for(framework: Framework) -> str:
+    """The interpreter that ranks of a framework start with: "" for this one, where its library is installed.
+
+    Raises ``ConfigError`` when it is neither here nor in an environment of its own.
+    """
+    if is_here(framework):
+        return ""
+    environment = directory() / framework.name
+    if (environment / RECORD).is_file():
+        return str(python_in(environment))
+    raise ConfigError(
+        f"{framework.title} is not installed: run 'workbench env create {framework.name}', which makes an environment "
+        f"for its ranks beside this one, or '{install_command(framework.name)}'",
+        field="--framework",
+    )
+
+
+def is_here(framework: Framework) -> bool:
+    """Whether this environment has what the framework's ranks import."""
+    return not framework.library or framework.library in sys.modules or _is_found(framework.library)
+
+
+def can_start(framework: Framework) -> bool:
+    """Whether ranks of the framework can start, here or in an environment of its own."""
+    return is_here(framework) or (directory() / framework.name / RECORD).is_file()
+
+
+def version_in(framework: Framework) -> str:
+    """The version of the framework's library in its own environment; "" where there is none."""
+    record = directory() / framework.name / RECORD
+    return str(json.loads(record.read_text())["version"]) if record.is_file() else ""
+
+
+def install_command(extra: str) -> str:
+    """What brings an extra of this package into the environment of this interpreter."""
+    return f'{sys.executable} -m pip install "dist-workbench[{extra}]"'
+
+
+def _is_found(library: str) -> bool:
+    try:
+        return importlib.util.find_spec(library) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,1 @@
+"""DeepSpeed: its ZeRO stages, trained as one process would."""

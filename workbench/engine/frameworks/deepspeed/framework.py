@@ -1,0 +1,44 @@
+"""DeepSpeed, as the notebook sees it: its ZeRO stages and what each can do. Imports no tensor library."""
+
+from __future__ import annotations
+
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Feature, Framework, Plugin
+
+_STRATEGY = "workbench.engine.frameworks.deepspeed.strategy:ZeroStrategy"
+_LACKS = {Capability.PIPELINED: "every rank computes all layers: use --framework colossal or torch --plugin hybrid"}
+_REFUSES = {
+    Feature.COMPILED: "DeepSpeed compiles by a compiler of its own, which was not tried here: leave out torch.compile",
+}
+
+
+def _stage(name: str, summary: str) -> Plugin:
+    return Plugin(
+        name=name,
+        summary=summary,
+        strategy=_STRATEGY,
+        options=frozenset(("offload",)),
+        untried=UNTRIED_ON_GPUS,
+        capabilities=frozenset(Capability) - {Capability.PIPELINED},
+        lacks=_LACKS,
+        refuses=_REFUSES,
+    )
+
+
+DEEPSPEED = Framework(
+    name="deepspeed",
+    title="DeepSpeed",
+    plugins=(
+        _stage("zero1", "ZeRO 1: the optimizer's state split over the ranks"),
+        _stage("zero2", "as zero1, with the gradients split too"),
+    ),
+    preload="workbench.engine.frameworks.deepspeed.ranks:load",
+    joined="workbench.engine.frameworks.deepspeed.ranks:joined",
+    packages=("torch", "deepspeed"),
+    library="deepspeed",
+    size="some 60 MB beside what is linked from uv's cache, and half a minute",
+    not_offered={
+        "ddp": "without ZeRO DeepSpeed averages gradients as torch's DDP does: use --framework torch --plugin ddp",
+        "zero3": "weights that are gathered for each layer are --framework torch --plugin fsdp, which is FSDP2",
+        "pipeline": "DeepSpeed's pipelines need a model that is written as their list of layers: use --framework torch",
+    },
+)

@@ -1,0 +1,313 @@
+"""DeepSpeed's ZeRO 1 and 2: the optimizer's state, and with 2 the gradients, are split over the ranks.
+
+The loop, the batches and the loss are the trainer's; the engine casts the model, reduces gradients, clips and updates.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import deepspeed
+import torch
+from torch.utils._pytree import tree_map
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.batch import Batch
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.deepspeed.checks import check
+from workbench.engine.frameworks.deepspeed.partitions import Partitions
+from workbench.engine.frameworks.deepspeed.reduction import ZeroReduction
+from workbench.engine.frameworks.deepspeed.state import PartitionedState
+from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
+from workbench.engine.frameworks.torch_common.gradient_hooks import StepHooks
+from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
+from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
+from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
+from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters, share_of_replicas
+from workbench.engine.frameworks.torch_common.step_reads import StepReads
+from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes, users_model
+from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged, versions_of
+from workbench.engine.state.layout import RankState
+
+STAGES = {"zero1": 1, "zero2": 2}
+#: DeepSpeed's own sizes of buckets, in elements; a smaller model needs no larger buffer
+_BUCKET = 500_000_000
+#: first loss scale in fp16 as a power of 2. DeepSpeed's 2**16 skips so many steps that short runs learn less
+_SCALE_POWER = 10
+
+
+def engine_config(spec: TrainSpec, elements: int) -> dict[str, Any]:
+    """The engine's configuration. ``elements``: of all trained parameters. Batches and their pieces are the trainer's:
+    the engine knows of one at a time."""
+    bucket = min(_BUCKET, 2 * -(-elements // 2))  # DeepSpeed needs an even number
+    zero: dict[str, Any] = {
+        "stage": STAGES[spec.plan.plugin],
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if spec.plan.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": spec.precision == "bf16"},
+        "fp16": {"enabled": spec.precision == "fp16", "initial_scale_power": _SCALE_POWER},
+    }
+
+
+class ZeroStrategy(WholeModelStrategy):
+    """Loss, gradients and updates are those of one process with the global batch."""
+
+    @classmethod
+    def check(cls, spec: TrainSpec, workload: Workload) -> None:
+        super().check(spec, workload)
+        check(spec, workload)
+
+    def _distribute(self) -> None:
+        modes = modes_of(self._module)
+        for parameter in self._module.parameters():
+            parameter.data = parameter.data.contiguous()  # parts are taken of a flat view
+        elements = sum(self._names.sizes.values())
+        states = {key: state for key, state in self._optimizer.state.items() if state}
+        self._step_hooks = StepHooks()
+        self._step_hooks.take(self._optimizer)
+        self._engine, self._zero, *_ = deepspeed.initialize(
+            model=self._module, optimizer=self._optimizer, config=engine_config(self.spec, elements)
+        )
+        set_modes(self._module, modes)
+        # the engine has cast the model, so nothing else is
+        self._whole = WholeModel(self.workload, self._module, self.device, "fp32")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.spec.precision)
+        self._cast = None
+        if dtype is not None:
+            self._cast = users_model(self._module).register_forward_pre_hook(
+                lambda module, args, kwargs: tree_map(lambda value: _cast(value, dtype), (args, kwargs)),
+                with_kwargs=True,
+                prepend=True,
+            )
+        self._held = rank_parameters(self._module, self._names)
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
+        self._whole_here = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
+        self._mine = self._held
+        self._partitions = Partitions(self._zero, self._optimizer)
+        self._partitions.take_over(states, self._optimizer)
+        self._step_reads = StepReads(
+            self._optimizer, [item.parameter for item in self._held], has_copies=True, tp=1, pp=1
+        )
+        self._reduction = ZeroReduction(
+            self._engine, self._held, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe
+        )
+        self.model = self._run
+
+    def _make_scaler(self) -> Any:
+        return _EngineScaler(self._engine, self._zero, enabled=self.spec.precision == "fp16")
+
+    def _run(self, compute: Callable[[], LossTerm]) -> LossTerm:
+        """``compute`` inside the engine's forward pass, which is to see the loss."""
+        found: list[LossTerm] = []
+
+        def value() -> torch.Tensor:
+            found.append(compute())
+            return found[0].value
+
+        value_seen = self._engine(value)
+        return replace(found[0], value=value_seen)
+
+    def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
+        return super()._piece(piece, number, is_last).float()
+
+    def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
+        check_unchanged(items, before, self.spec.plan.plugin, what)
+
+    @contextmanager
+    def editing(self, name: str) -> Iterator[None]:
+        before = versions_of(self._held)
+        yield
+        self._check_weights(self._held, before, name)
+
+    def _end_gradients(self, loss: Any) -> Any:
+        factor = self.average.finish()
+        if factor is not None:
+            torch._foreach_mul_(self._gradients(), factor)
+            loss = loss * factor
+        unused = self._reduction.unused
+        alone = [item for item in self._held if item.layer in self._frozen or id(item.parameter) in unused]
+        for item in alone:
+            gradient = self._partitions.gradient(item.parameter)
+            if gradient is not None:
+                gradient.zero_()
+        for item in alone if factor is None else self._held:
+            self._partitions.tell_norm(item.parameter)
+        self._partitions.left_alone = {id(item.parameter) for item in alone}
+        return loss
+
+    def _gradients(self) -> list[torch.Tensor]:
+        found = [self._partitions.gradient(item.parameter) for item in self._held]
+        return [gradient for gradient in found if gradient is not None]
+
+    def step(self) -> bool:
+        self._zero.clip_grad = self._clip
+        self._engine.step()
+        self._framework_norm = float(self._zero._global_grad_norm or 0.0)
+        overflowed = bool(self._zero.overflow)
+        if not overflowed and self._step_hooks:
+            self._step_hooks.run()
+        return not overflowed
+
+    def skip(self) -> None:
+        self._zero.zero_grad(set_to_none=True)
+        self._zero._release_preflattened_grad_buffers()
+        if self._zero.cpu_offload:
+            self._zero.reset_cpu_buffers()
+        for group in list(self._zero.averaged_gradients):
+            self._zero.averaged_gradients[group] = None
+            self._zero.all_grad_tensors[group] = None
+
+    def watch_batches(
+        self, observer: BatchObserver, layers: Collection[str] | None = None, *, keep: bool = False
+    ) -> AbstractContextManager[None]:
+        """As ``Watchable.watch_batches``."""
+        items = [item for item in self._chosen(self._held, layers) if item.layer not in self._frozen]
+        return self._reduction.watching(items, self.loss_scale, self.aside(observer), keep=keep)
+
+    def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
+        scale, sharded = self.loss_scale(), "dp" if self.mesh.dp > 1 else ""
+        found = []
+        for item in items:
+            if id(item.parameter) in self._partitions.left_alone:
+                continue
+            gradient = self._partitions.gradient(item.parameter)
+            part = torch.empty(0, device=self.device) if gradient is None else gradient
+            found.append(GradientPart(item.layer, part, sharded, scale, item))
+        return found
+
+    def reports(self, layer: str, sharded: str) -> bool:
+        """As ``Watchable.reports``: each rank has a part."""
+        return True
+
+    def compare(self, parts: Sequence[GradientPart]) -> Comparison:
+        """As ``Watchable.compare``: of the reduced gradient this rank has its own part."""
+        pairs, nothing = [], torch.empty(0, device=self.device)
+        for part in parts:
+            parameter = part.source.parameter
+            fragment, reduced = self._partitions.fragment(parameter), self._partitions.gradient(parameter)
+            if fragment is None or reduced is None:
+                pairs.append([(nothing, nothing)])
+            else:
+                pairs.append([(fragment.cut(part.tensor), reduced)])
+        return Comparison("exact" if self.mesh.dp == 1 else "slice", pairs)
+
+    def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
+        """As ``Watchable.weights``."""
+        found = []
+        for item in self._chosen(self._held, layers):
+            fragment = self._partitions.fragment(item.parameter)
+            if fragment is not None:
+                moments = moments_of(self._optimizer, fragment.weight)
+                weight = fragment.weight.detach()
+                found.append(WeightPart(item.layer, weight, "dp" if self.mesh.dp > 1 else "", moments))
+        return found
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """As ``Shaped.weight_matrices``: the forward pass has the whole of each."""
+        return [matrix for item in self._whole_here if (matrix := item.matrix()) is not None]
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: every rank has the whole model."""
+
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """As ``Inspectable.output_sharding``: every rank has the whole model."""
+        return ""
+
+    def framework_norm(self) -> float:
+        """As ``NormReporting.framework_norm``."""
+        return self._framework_norm
+
+    def watch_framework_norm(self, watch: bool) -> None:
+        """As ``NormReporting.watch_framework_norm``: DeepSpeed computes it in every step."""
+
+    def rank_state(self) -> RankState:
+        """As ``Checkpointable.rank_state``."""
+        state = PartitionedState(
+            module=self._module,
+            originals=self.originals,
+            mesh=self.mesh,
+            here=self.coordinates,
+            optimizer=self._optimizer,
+            partitions=self._partitions,
+            updated={id(parameter) for group in self._zero.bit16_groups for parameter in group},
+        )
+        return state.rank_state(self._scaler if self._scaler.is_enabled() else None)
+
+    def close(self) -> None:
+        if hasattr(self, "_engine"):
+            self.norms.close()
+            self._hooks.give_back()
+            self._step_hooks.give_back()
+            self._step_reads.close()
+            if self._cast is not None:
+                self._cast.remove()
+            for hook in (self._engine.module_forward_pre_hook, self._engine.module_forward_post_hook):
+                hook.remove()
+            self._partitions.close()
+            self._engine.destroy()
+            del self._engine, self._zero, self.model, self._scaler, self._reduction, self._partitions
+            gc.collect()
+
+
+class _EngineScaler:
+    """DeepSpeed's loss scale, behind the interface of torch's."""
+
+    def __init__(self, engine: Any, zero: Any, *, enabled: bool) -> None:
+        self._engine = engine
+        self._zero = zero
+        self._enabled = enabled
+
+    def is_enabled(self) -> bool:
+        """Whether losses are scaled."""
+        return self._enabled
+
+    def get_scale(self) -> float:
+        """What losses are multiplied by."""
+        return float(self._zero.loss_scale) if self._enabled else 1.0
+
+    def scale(self, loss: torch.Tensor) -> _EngineLoss:
+        """The loss for backward, which the engine runs."""
+        return _EngineLoss(self._engine, loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``LossScaler.state_dict``."""
+        scaler = self._zero.loss_scaler
+        return {
+            name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As ``LossScaler.load_state_dict``."""
+        for name in self.state_dict():
+            if name in state:
+                setattr(self._zero.loss_scaler, name, state[name])
+
+
+class _EngineLoss:
+    def __init__(self, engine: Any, loss: torch.Tensor) -> None:
+        self._engine = engine
+        self._loss = loss
+
+    def backward(self) -> None:
+        """Backward, by the engine."""
+        self._engine.backward(self._loss, scale_wrt_gas=False)
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float and dtype is not None else value
