@@ -12,6 +12,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import SLOW, train
+from workbench.cluster import releases
 from workbench.cluster.session import Session
 from workbench.core.live.collective_row import read_live
 from workbench.errors import CellError, RunError
@@ -48,6 +49,13 @@ def test_a_rank_that_raises_releases_those_that_wait_for_it(two_ranks: Session) 
         "CollectiveReleasedError",
     ]
     assert sums(two_ranks) == both
+
+
+def test_ranks_that_fail_by_themselves_keep_their_words(two_ranks: Session) -> None:
+    result = two_ranks.execute(
+        "import time\nif rank == 1:\n    raise RuntimeError('one')\ntime.sleep(0.3)\nraise RuntimeError('two')"
+    )
+    assert [output.error and output.error.evalue for output in result.outputs.values()] == ["two", "one"]
 
 
 def test_an_error_on_all_ranks_leaves_their_groups(two_ranks: Session) -> None:
@@ -141,6 +149,49 @@ def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: Interactive
     while two_ranks.is_busy() and time.monotonic() < deadline:  # a busy machine takes longer than a person is kept
         time.sleep(0.02)
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2 and two_ranks.pull("mine") == {0: 0, 1: 1}
+
+
+IN_C = "__import__('collections').deque(__import__('itertools').repeat(0), 0)"
+IGNORES = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+@pytest.mark.parametrize(
+    ("code", "replaced"),
+    [
+        (f"if rank == 1:\n    open(flag, 'w').close()\n    {IN_C}", "rank 1 was started anew, without its variables;"),
+        (f"{IGNORES}\nif rank == 1: open(flag, 'w').close()\ntime.sleep(600)", "ranks 0-1 were started anew,"),
+    ],
+    ids=["one rank", "all ranks"],
+)
+def test_one_ctrl_c_is_enough_where_ranks_do_not_end(
+    *,
+    two_ranks: Session,
+    shell: InteractiveShell,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    code: str,
+    replaced: str,
+) -> None:
+    monkeypatch.setattr(releases, "BOUND_S", 0.1)
+    flag = tmp_path / "reached"
+    two_ranks.execute(f"kept, flag = rank + 5, {str(flag)!r}").raise_on_error()
+    one = replaced.startswith("rank 1")
+
+    def press() -> None:
+        deadline = time.monotonic() + 300
+        while not (flag.exists() and (not one or two_ranks.status()[0].state == "idle")):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+    result = shell.run_cell(f"%%dist\n{code}")
+    assert isinstance(result.error_in_exec, KeyboardInterrupt)
+    assert f"interrupt: {replaced}" in capsys.readouterr().err
+    assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
+    assert not one or two_ranks.pull("kept", [0]) == {0: 5}
 
 
 def test_an_interrupt_just_before_a_collective_leaves_the_ranks_in_step(two_ranks: Session) -> None:
