@@ -6,7 +6,9 @@ has characters that UTF-8 does not. The reply also says where a cell failed beca
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +86,17 @@ class Streams:
                 print(f"sys.{name} is that of the rank again: the one in its place fails ({what})", file=sys.stderr)
 
 
+def _failed(kernel: Any, error: BaseException) -> dict[str, Any]:
+    """Returns the reply of a cell that the kernel could not run."""
+    return {
+        "status": "error",
+        "ename": type(error).__name__,
+        "evalue": f"{error} (the kernel of this rank failed; it goes on)",
+        "traceback": traceback.format_exception(error),
+        "engine_info": kernel.get_engine_info(method="execute"),
+    }
+
+
 def load_ipython_extension(shell: Any) -> None:
     """Lets the kernel of this rank reply to everything."""
     kernel, streams = shell.kernel, Streams()
@@ -92,7 +105,10 @@ def load_ipython_extension(shell: Any) -> None:
 
     async def do_execute(*args: Any, **options: Any) -> Any:
         streams.keep()
-        reply = await execute(*args, **options)
+        try:
+            reply = await execute(*args, **options)
+        except (Exception, asyncio.CancelledError) as error:  # of the kernel itself, which would send no reply
+            reply = _failed(kernel, error)
         streams.mend()
         return explained(reply)
 
@@ -103,3 +119,4 @@ def load_ipython_extension(shell: Any) -> None:
         return reply
 
     kernel.do_execute, kernel.do_apply = do_execute, do_apply
+    shell.ask_exit = lambda: print("exit ends no rank: %dist_down does, in the notebook", file=sys.stderr)
