@@ -89,3 +89,11 @@ def interrupt(submission: Submission, *, signal: Callable[[Sequence[int]], None]
             print(f"interrupt: {error}", file=sys.stderr, flush=True)
         if submission.wait_until_finished(_AGAIN_S):
             return
+
+
+def interrupt_copy(result: Any, ranks: Sequence[int], signal: Callable[[Sequence[int]], None]) -> list[int]:
+    """Ends a copy of values to or from ranks that Ctrl-C interrupted; returns the ranks that still are at it after
+    ``BOUND_S`` seconds. ``result``: ipyparallel's ``AsyncResult``, with a request to each of ``ranks``."""
+    signal(ranks)
+    result.wait(BOUND_S)
+    return [rank for rank, request in zip(ranks, result.msg_ids, strict=True) if request in result._client.outstanding]

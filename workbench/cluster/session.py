@@ -436,11 +436,14 @@ class Session:
             releases.interrupt(submission, signal=self.interrupt, call=self.call)
         except KeyboardInterrupt:
             submission.wait_until_finished(_ANSWER_S)  # some may be about to end
-        running = submission.running_ranks()
-        if running:
-            print(f"interrupt: {format_ranks(running)} ended and started anew", file=sys.stderr, flush=True)
+        self._end_stuck(submission.running_ranks())
+
+    def _end_stuck(self, ranks: Sequence[int]) -> None:
+        """Kills ranks that did not end after an interrupt, and starts them anew."""
+        if ranks:
+            print(f"interrupt: {format_ranks(ranks)} ended and started anew", file=sys.stderr, flush=True)
             with deferred_interrupt():  # one more press would end all ranks
-                self.restart_ranks(running, "ended by an interrupt")
+                self.restart_ranks(ranks, "ended by an interrupt")
                 print(f"interrupt: {self.renewal}", file=sys.stderr, flush=True)
 
     def interrupt_job(self) -> None:
@@ -481,8 +484,12 @@ class Session:
         targets = self._check_targets(ranks)
         self.check_free(targets)
         result = action(self._connection.view(targets))
-        while not result.wait(0.1):
-            self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
+        try:
+            while not result.wait(0.1):
+                self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
+        except KeyboardInterrupt:
+            self._end_stuck(releases.interrupt_copy(result, targets, self.interrupt))
+            raise
         return targets, get_value(result)
 
     def interrupt(self, ranks: Sequence[int] | None = None) -> None:
