@@ -12,8 +12,8 @@ from workbench.errors import CollectiveReleasedError
 
 #: the error of a rank that was released from a collective, because another one failed
 RELEASED = CollectiveReleasedError.__name__
-#: characters kept of one stream of a rank, at the start and at the end each
-KEPT_CHARACTERS = 2_000_000
+#: characters kept of one stream of a rank, at the start and at the end each: a million lines are whole
+KEPT_CHARACTERS = 16_000_000
 #: lines shown of one output, and how many of these are its last lines
 SHOWN_LINES = 400
 SHOWN_LAST_LINES = 150
