@@ -257,19 +257,16 @@ def _wait(
     except CellTimeoutError:
         headline = why_session(session).headline
         session.interrupt_cell(submission)
-        running = submission.running_ranks()
-        still = f" ({format_ranks(running)} still in it: %dist_status shows whether it ends)" if running else ""
-        raise CellTimeoutError(f"the cell was interrupted after {limit_s:g} s (--timeout){still}: {headline}") from None
+        raise CellTimeoutError(f"the cell was interrupted after {limit_s:g} s (--timeout): {headline}") from None
 
 
 def interrupted(submission: Submission) -> CellInterrupt:
-    """Return what Ctrl-C did to a cell: where ranks stopped, and which of them still run it."""
+    """Return what Ctrl-C did to a cell: where ranks stopped, and which of them had to be ended."""
     stopped = submission.result().outputs
     groups = [group for group in group_errors(stopped) if group[1].ename == "KeyboardInterrupt"]
-    running = submission.running_ranks()
     return CellInterrupt(
         stopped=[rank for ranks, _ in groups for rank in ranks],
-        running=running,
+        ended=submission.dead_ranks(),
         traceback=groups[0][1].traceback if groups else "",
     )
 
@@ -288,7 +285,7 @@ def show(outputs: Mapping[int, RankOutput]) -> None:
                 continue
             shown = {kind: data for kind, data in piece.data.items() if kind != _WIDGET}
             if set(shown) == {"text/plain"}:
-                print(shown["text/plain"])
+                print(elide(shown["text/plain"]))
             elif shown:
                 publish_display_data(shown, piece.metadata)
     for ranks, error in group_errors(outputs)[1:]:

@@ -81,17 +81,16 @@ class CellError(WorkbenchError):
 class CellInterrupt(KeyboardInterrupt):
     """Ctrl-C ended the wait for a cell on ranks.
 
-    ``stopped``: the ranks that it ended the cell on; ``running``: those that still run it. ``traceback``: where the
-    lowest of ``stopped`` was, as text ("": not known).
+    ``stopped``: the ranks that it ended the cell on; ``ended``: those that did not stop, so that they were killed.
+    ``traceback``: where the lowest of ``stopped`` was, as text ("": not known).
     """
 
-    def __init__(self, stopped: Sequence[int], running: Sequence[int], traceback: str = "") -> None:
-        self.stopped, self.running, self.traceback = tuple(stopped), tuple(running), traceback
-        parts = [f"{format_ranks(stopped)} stopped"] if stopped else []
-        if running:
+    def __init__(self, stopped: Iterable[int], ended: Iterable[int], traceback: str = "") -> None:
+        self.stopped, self.ended, self.traceback = tuple(stopped), tuple(ended), traceback
+        parts = [f"{format_ranks(self.stopped)} stopped"] if self.stopped else []
+        if self.ended:
             parts.append(
-                f"{format_ranks(running)} still run{'s' if len(running) == 1 else ''} the cell (a collective cannot be "
-                "interrupted): %dist_status shows whether it ends; %dist_down ends the ranks and loses their variables"
+                f"{format_ranks(self.ended)} did not, and lost {'its' if len(self.ended) == 1 else 'their'} variables"
             )
         super().__init__("; ".join(parts) or "the cell had ended on all ranks")
 

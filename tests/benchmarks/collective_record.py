@@ -27,8 +27,14 @@ def seconds(function, tensor, calls):
 found = []
 tensor = torch.zeros({numel})
 for _ in range({rounds}):
-    found.append((seconds(dist.all_reduce.__wrapped__, tensor, {calls}), seconds(dist.all_reduce, tensor, {calls})))
+    found.append((seconds({bare}, tensor, {calls}), seconds({recorded}, tensor, {calls})))
 """
+#: what is called -> the function of torch, and the recorded one
+REDUCE = {"bare": "dist.all_reduce.__wrapped__", "recorded": "dist.all_reduce"}
+MESSAGE = {
+    "bare": "lambda each: (dist.irecv.__wrapped__(each, 0) if rank else dist.isend.__wrapped__(each, 1)).wait()",
+    "recorded": "lambda each: (dist.irecv(each, 0) if rank else dist.isend(each, 1)).wait()",
+}
 
 
 def main() -> None:
@@ -39,14 +45,20 @@ def main() -> None:
     print(describe_machine())
     session = Session.up(2, devices="cpu", framework="torch")
     try:
-        for words, numel, calls in (("1 element", 1, arguments.calls), ("1 MiB", 2**18, max(1, arguments.calls // 20))):
-            cell = CELL.format(numel=numel, rounds=arguments.rounds, calls=calls)
+        few = max(1, arguments.calls // 20)
+        for words, functions, numel, calls in (
+            ("all_reduce of 1 element", REDUCE, 1, arguments.calls),
+            ("all_reduce of 1 MiB", REDUCE, 2**18, few),
+            ("message of 1 element", MESSAGE, 1, arguments.calls),
+            ("message of 1 MiB", MESSAGE, 2**18, few),
+        ):
+            cell = CELL.format(numel=numel, rounds=arguments.rounds, calls=calls, **functions)
             session.execute(cell, timeout=600).raise_on_error()
             pairs = session.pull("found")[0]
             bare, recorded = (statistics.median(values) for values in zip(*pairs, strict=True))
             ratio = statistics.median(after / before for before, after in pairs)
             print(
-                f"all_reduce of {words}: torch {bare * 1e6:.1f} us, recorded {recorded * 1e6:.1f} us, "
+                f"{words}: torch {bare * 1e6:.1f} us, recorded {recorded * 1e6:.1f} us, "
                 f"{(recorded - bare) * 1e6:.1f} us more, {ratio:.3f}x"
             )
     finally:

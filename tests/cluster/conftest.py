@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.waiting import until
-from workbench.cluster import spare
+from workbench.cluster import releases, spare
 from workbench.cluster.session import Session
 
 LIGHT = "tests.cluster.preloads:light"
@@ -132,6 +132,7 @@ def own_temporary_directory(tmp_path_factory):
     with tempfile.TemporaryDirectory(prefix="wb-") as path, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", path)
         patch.setenv("TMPDIR", path)
+        patch.setattr(releases, "BOUND_S", 300.0)  # no rank is ended because the machine is busy
         _foreign.update(child.pid for child in psutil.Process().children())
         yield
         session = Session.current()

@@ -4,6 +4,8 @@ import os
 import sys
 import time
 
+LIGHT = "tests.cluster.preloads:light"
+
 
 def light() -> None:
     """Nothing."""

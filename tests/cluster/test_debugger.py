@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -78,6 +79,26 @@ def test_commands_go_to_all_ranks_or_to_one(
     assert parts[7] == " 1) @0 p y\nrank 0\n3\n" and "rank 7 in -t '7', but 2 ranks are up" in parts[8]
     assert parts[10] == "s 0-1) c\n" and not typed
     assert ranks.pull("z") == {0: 6, 1: 100}
+
+
+def test_a_breakpoint_in_a_library_stops_there(
+    *,
+    ranks: Session,
+    shell: InteractiveShell,
+    typed: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "library_of_others.py").write_text("def double(x):\n    breakpoint()\n    y = 2 * x\n    return y\n")
+    typed += ["p x", "n", "n", "p y", "u", "p mine", "c"]
+    cell = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport library_of_others\nmine = 7 + rank\n"
+    shell.run_cell_magic(
+        "dist", "-t 1", f"{cell}z = library_of_others.double(mine)\nsys.path.remove({str(tmp_path)!r})"
+    )
+    parts = capsys.readouterr().out.split("(rank 1) ")
+    assert "library_of_others.py(2)double()\n-> breakpoint()\n" in parts[0] and parts[1] == "p x\n8\n"
+    assert parts[4] == "p y\n16\n" and "line 5 of the cell" in parts[5] and parts[6] == "p mine\n8\n" and not typed
+    assert ranks.pull("z", [1]) == {1: 16}
 
 
 def test_steps_lead_from_statement_to_statement_and_end_with_the_cell(

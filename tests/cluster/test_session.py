@@ -83,7 +83,7 @@ def test_submit_does_not_wait_and_calls_the_done_callback(ranks, tmp_path):
     submission = ranks.submit(f"import os, time\n{wait}\n1 / rank")
     submission.add_done_callback(lambda _: told.set())
     assert not submission.done()
-    with pytest.raises(RanksBusyError, match="still runs an earlier cell"):
+    with pytest.raises(RanksBusyError, match="an earlier cell still runs on rank"):
         ranks.execute("1")
     assert until(submission.finished_ranks) == [0] and not submission.done()
     assert submission.error(0).ename == "ZeroDivisionError"

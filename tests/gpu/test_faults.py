@@ -13,7 +13,7 @@ from tests.gpu.conftest import gpu_count
 from workbench.cluster import releases
 from workbench.cluster.faults import fault
 from workbench.cluster.session import Session
-from workbench.errors import CellError, RankDiedError, WorkbenchError
+from workbench.errors import CellError, RankDiedError
 
 pytestmark = pytest.mark.gpu
 REDUCE = "x = torch.ones(1 << 20, device=device)\ndist.all_reduce(x)\nprint(int(x.sum()) >> 20)"
@@ -54,11 +54,7 @@ def killed(session: Session) -> None:
     fault(session, "kill", [1])
     with pytest.raises(RankDiedError, match="rank 1 ended"):
         session.wait(cell, 120)
-    try:
-        session.free([0])
-    except WorkbenchError:  # native code did not end: that rank is replaced too
-        session.restart_ranks([0])
-    renewed = Session.start(session.placement)
+    renewed = Session.start(session.placement)  # where native code does not end, that rank is replaced too
     assert renewed is session and not session.dead
     next_cell_works(session)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from tests.training.test_dist_train import SLOW, train
 from tests.waiting import once, until, until_asleep
+from workbench.cluster import releases
 from workbench.cluster.session import Session
 from workbench.core.live.collective_row import read_live
 from workbench.errors import CellError, RunError
@@ -47,6 +51,13 @@ def test_a_rank_that_raises_releases_those_that_wait_for_it(two_ranks: Session) 
         "CollectiveReleasedError",
     ]
     assert sums(two_ranks) == both
+
+
+def test_ranks_that_fail_by_themselves_keep_their_words(two_ranks: Session) -> None:
+    result = two_ranks.execute(
+        "import time\nif rank == 1:\n    raise RuntimeError('one')\ntime.sleep(0.3)\nraise RuntimeError('two')"
+    )
+    assert [output.error and output.error.evalue for output in result.outputs.values()] == ["two", "one"]
 
 
 def test_an_error_on_all_ranks_leaves_their_groups(two_ranks: Session) -> None:
@@ -107,6 +118,28 @@ def test_collectives_that_differ_are_told_on_both_sides(two_ranks: Session, code
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
 
 
+def test_a_message_that_is_not_received_as_it_was_sent_is_told(two_ranks: Session) -> None:
+    """In gloo, one that is too large ends the receiver's process, and one that is too small arrives."""
+    sums(two_ranks)
+    for sent, received in ((4, 3), (3, 4)):
+        code = (
+            f"work = dist.irecv(torch.ones({received}), 0) if rank else dist.isend(torch.ones({sent}), 1)\nwork.wait()"
+        )
+        with pytest.raises(CellError, match=r"CollectiveMismatchError: message 1 of group world") as told:
+            two_ranks.execute(code).raise_on_error()
+        assert f"isend of {sent} float32, to rank 1" in told.value.evalue
+        assert (
+            f"irecv of {received} float32, from rank 0" in told.value.evalue
+            and "line 1 of the cell" in told.value.evalue
+        )
+        assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
+    both = "ops = [dist.P2POp(dist.isend, x, 1 - rank), dist.P2POp(dist.irecv, y, 1 - rank)]\n"
+    wait = "[work.wait() for work in dist.batch_isend_irecv(ops)]"
+    assert two_ranks.execute(f"y = torch.ones(3)\n{both}{wait}").ok
+    anyone = "if rank == 0: dist.send(x, 1)\nelse: dist.recv(x)"  # from then on, messages are not counted
+    assert two_ranks.execute(anyone).ok and two_ranks.execute(f"{both}{wait}").ok
+
+
 def test_a_training_tells_collectives_that_differ(two_ranks: Session, shell: InteractiveShell) -> None:
     differs = "import os, torch.distributed as dist\n    dist.all_reduce(torch.ones(3 + int(os.environ['RANK'])))"
     run = train(shell, "-n 2 --steps 5 --quiet", SLOW.replace("time.sleep(0.02)", differs))
@@ -134,6 +167,67 @@ def test_an_interrupt_breaks_a_collective(two_ranks: Session, shell: Interactive
     assert "collectives that wait are broken" in capsys.readouterr().err
     until(lambda: not two_ranks.is_busy())  # a busy machine takes longer than a person is kept
     assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2 and two_ranks.pull("mine") == {0: 0, 1: 1}
+
+
+def press_when(is_so: Callable[[], bool]) -> None:
+    """Presses Ctrl-C when something is so, in a thread."""
+
+    def press() -> None:
+        deadline = time.monotonic() + 300
+        while not is_so() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
+
+
+IN_C = "__import__('collections').deque(__import__('itertools').repeat(0), 0)"
+IGNORES = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"
+
+
+@pytest.mark.parametrize(
+    ("code", "replaced"),
+    [
+        (f"if rank == 1:\n    open(flag, 'w').close()\n    {IN_C}", "rank 1 was started anew, without its variables;"),
+        (f"{IGNORES}\nif rank == 1: open(flag, 'w').close()\ntime.sleep(600)", "ranks 0-1 were started anew,"),
+    ],
+    ids=["one rank", "all ranks"],
+)
+def test_one_ctrl_c_is_enough_where_ranks_do_not_end(
+    *,
+    two_ranks: Session,
+    shell: InteractiveShell,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    code: str,
+    replaced: str,
+) -> None:
+    monkeypatch.setattr(releases, "BOUND_S", 0.1)
+    flag = tmp_path / "reached"
+    two_ranks.execute(f"kept, flag = rank + 5, {str(flag)!r}").raise_on_error()
+    one = replaced.startswith("rank 1")
+    press_when(lambda: flag.exists() and (not one or two_ranks.status()[0].state == "idle"))
+    result = shell.run_cell(f"%%dist\n{code}")
+    assert isinstance(result.error_in_exec, KeyboardInterrupt)
+    assert f"interrupt: {replaced}" in capsys.readouterr().err
+    assert sums(two_ranks) == ["[2.0, 2.0, 2.0]"] * 2
+    assert not one or two_ranks.pull("kept", [0]) == {0: 5}
+
+
+def test_ctrl_c_ends_a_copy(two_ranks: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, begin in (("sleeps", "import time"), ("ignores", IGNORES.replace("\n", "; "))):
+        flag = tmp_path / name
+        reduce = f"{begin}; open({str(flag)!r}, 'w').close(); time.sleep(600)"
+        code = f"class Slow:\n    def __reduce__(self):\n        {reduce}\nslow, kept = Slow(), rank"
+        two_ranks.execute(code).raise_on_error()
+        if name == "ignores":
+            monkeypatch.setattr(releases, "BOUND_S", 0.1)
+        press_when(flag.exists)
+        with pytest.raises(KeyboardInterrupt):
+            two_ranks.pull("slow", [1])
+        assert two_ranks.execute("'kept' in dir()")[1].result == str(name == "sleeps")
+        assert two_ranks.pull("kept", [0]) == {0: 0}
 
 
 def test_an_interrupt_just_before_a_collective_leaves_the_ranks_in_step(two_ranks: Session) -> None:

@@ -25,7 +25,8 @@ class CellRunner:
     """The cells of a session. ``job``: the training run that uses the ranks, or None.
 
     ``directory``: that of the rank server. ``signal(ranks)`` sends SIGINT, ``call`` is that of ``releases``;
-    ``on_interrupt(submission)`` is called when Ctrl-C is pressed while a cell is sent or waited for.
+    ``on_interrupt(submission)`` is called when Ctrl-C is pressed while a cell is sent or waited for, and
+    ``end_stuck(ranks)`` for ranks that go on copying after it.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class CellRunner:
         signal: Callable[[Sequence[int]], None],
         call: releases.Call,
         on_interrupt: Callable[[Submission], None],
+        end_stuck: Callable[[Sequence[int]], None],
     ) -> None:
         self.job: Job | None = None
         self._connection = connection
         self._roster = roster
         self._directory = directory
-        self._signal, self._call, self._on_interrupt = signal, call, on_interrupt
+        self._signal, self._call, self._on_interrupt, self._end_stuck = signal, call, on_interrupt, end_stuck
         self._group = CellGroup(directory)
         self._submissions: list[Submission] = []
 
@@ -126,8 +128,12 @@ class CellRunner:
         """The value of ``action(view)``, an ``AsyncResult`` of the ranks ``targets``."""
         self.check_free(targets)
         result = action(self._connection.view(targets))
-        while not result.wait(0.1):
-            self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
+        try:
+            while not result.wait(0.1):
+                self._roster.raise_if_dead(targets, "run %dist_up to restart the ranks")
+        except KeyboardInterrupt:
+            self._end_stuck(releases.interrupt_copy(result, targets, self._signal))
+            raise
         return get_value(result)
 
     def leave_group(self) -> None:
@@ -160,8 +166,8 @@ class CellRunner:
         running = sorted(self.running_ranks() & set(ranks))
         if running:
             raise RanksBusyError(
-                f"{format_ranks(running)} still runs an earlier cell: wait for it, interrupt it (session.interrupt()), "
-                "or restart the ranks with %dist_down and %dist_up"
+                f"an earlier cell still runs on {format_ranks(running)}: wait for it, interrupt it "
+                "(session.interrupt()), or restart the ranks with %dist_down and %dist_up"
             )
         for rank, pid in dict(self._roster.pids).items():
             if rank in ranks and rank not in self._roster.dead and is_stopped(pid):

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
-from workbench.cluster.output import RELEASED, CellFailure, RankOutput, group_errors
+from workbench.cluster.output import MESSAGE_CHARACTERS, CellFailure, RankOutput, cut, group_errors
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
 
 #: seconds to wait for the remaining output of a rank after its reply
 _OUTPUT_TIMEOUT_S = 10.0
-#: what torch raises in a rank whose collective was broken
-_BROKEN = ("RuntimeError", "DistBackendError", "DistNetworkError")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,6 @@ class Submission:
         self._timer: threading.Timer | None = None
         self._callbacks: list[Callable[[Submission], None]] = []
         self._error_callback: Callable[[Submission], None] | None = None
-        self.released: dict[int, str] = {}  # rank -> why it was told to leave its collective
         self.version = 0
 
     def done(self) -> bool:
@@ -188,12 +185,17 @@ class Submission:
         self._notify()
 
     def add_reply(self, rank: int, reply: Any) -> None:
-        """Records the execute reply of ``rank``: ipyparallel's ``ExecuteReply``, or the exception of a failed cell."""
+        """Records the execute reply of ``rank``: ipyparallel's ``ExecuteReply``, or the exception of a failed cell.
+
+        Of a rank that has died, ipyparallel says less than is known.
+        """
         callback = None
         with self._changed:
+            if rank in self._dead:
+                return
             if isinstance(reply, Exception):
                 callback, self._error_callback = self._error_callback, None
-                self.outputs[rank].error = self._failure(rank, reply)
+                self.outputs[rank].error = _failure(reply)
                 if not getattr(reply, "engine_info", None):
                     self._complete_outputs.add(rank)  # the cell did not run on the rank, so it has no output
             self._reply_times[rank] = time.monotonic()
@@ -201,13 +203,6 @@ class Submission:
         self._start_output_timer()
         if callback is not None:
             callback(self)
-
-    def _failure(self, rank: int, reply: Exception) -> CellFailure:
-        failure = _failure(reply)
-        if rank not in self.released or failure.ename not in _BROKEN:
-            return failure
-        text = f"{self.released[rank]}; this rank was released from a collective"
-        return CellFailure(RELEASED, text, f"{failure.traceback}\n{RELEASED}: {text}")
 
     def _start_output_timer(self) -> None:
         """When every living rank has replied, makes sure that callbacks are called even if output is lost."""
@@ -235,7 +230,8 @@ def _failure(error: Exception) -> CellFailure:
     ename = getattr(error, "ename", type(error).__name__)
     evalue = getattr(error, "evalue", str(error))
     traceback = getattr(error, "traceback", "") or f"{ename}: {evalue}"
-    return CellFailure(ename, evalue, traceback if isinstance(traceback, str) else "\n".join(traceback))
+    traceback = traceback if isinstance(traceback, str) else "\n".join(traceback)
+    return CellFailure(ename, cut(evalue, MESSAGE_CHARACTERS), cut(traceback))
 
 
 def wait_until_done(

@@ -26,6 +26,7 @@ from workbench.cluster.base import protocol as p
 from workbench.cluster.base.processes import kill_group
 from workbench.core import background
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, framework
+from workbench.core.live import rank_row
 from workbench.errors import ClusterError
 
 #: seconds that the reader thread has to tell what waits that the server has ended, and to remove its directory
@@ -126,12 +127,16 @@ class RankServer:
     The constructor starts the server with one warm process for each of ``devices`` (without devices: one for the CPU).
     ``preload``: the ``module:function`` that warm processes call (default: that of the default framework; "": none).
     ``python``: the interpreter of the ranks ("": that of the server). Raises ``ClusterError`` when the server cannot be
-    started.
+    started, and in a process that is a rank itself.
 
     Callbacks run in the reader thread and must not block.
     """
 
     def __init__(self, *, preload: str | None = None, devices: Sequence[str] = (), python: str = "") -> None:
+        if rank_row.current() is not None:
+            raise ClusterError(
+                "this process is a rank, and a rank starts no ranks: do so in the notebook, without %%dist"
+            )
         self.directory, lock = _make_private_directory()
         self.preload = get_preload() if preload is None else preload
         self.python = python

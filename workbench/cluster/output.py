@@ -12,15 +12,19 @@ from workbench.errors import CollectiveReleasedError
 
 #: the error of a rank that was released from a collective, because another one failed
 RELEASED = CollectiveReleasedError.__name__
-#: characters kept of one stream of a rank, at the start and at the end each
-KEPT_CHARACTERS = 2_000_000
+#: characters kept of one stream of a rank, at the start and at the end each: a million lines are whole
+KEPT_CHARACTERS = 16_000_000
 #: lines shown of one output, and how many of these are its last lines
 SHOWN_LINES = 400
 SHOWN_LAST_LINES = 150
+#: characters shown of one output, and kept of the message and of the traceback of an error
+SHOWN_CHARACTERS = 200_000
+MESSAGE_CHARACTERS = 10_000
 
 
 class BoundedText:
-    """Text that grows by appending. Keeps its first and its last ``limit`` characters and counts the dropped lines."""
+    """Text that grows by appending. Keeps its first and at least its last ``limit`` characters and counts the rest: in
+    lines, or in characters where no line ended."""
 
     def __init__(self, limit: int = KEPT_CHARACTERS) -> None:
         self._limit = limit
@@ -28,7 +32,7 @@ class BoundedText:
         self._head_size = 0
         self._tail: deque[str] = deque()
         self._tail_size = 0
-        self._lost_lines = 0
+        self._lost_lines = self._lost_characters = 0
 
     def append(self, text: str) -> None:
         """Appends text."""
@@ -39,15 +43,18 @@ class BoundedText:
             text = text[room:]
         if not text:
             return
-        self._tail.append(text)
+        for start in range(0, len(text), self._limit):  # one part may be longer than all that is kept
+            self._tail.append(text[start : start + self._limit])
         self._tail_size += len(text)
         while self._tail_size - len(self._tail[0]) > self._limit:
             lost = self._tail.popleft()
             self._tail_size -= len(lost)
             self._lost_lines += lost.count("\n")
+            self._lost_characters += len(lost)
 
     def __str__(self) -> str:
-        mark = f"\n... {self._lost_lines:,} lines dropped ...\n" if self._lost_lines else ""
+        lost = f"{self._lost_lines:,} lines" if self._lost_lines else f"{self._lost_characters:,} characters"
+        mark = f"\n... {lost} dropped ...\n" if self._lost_characters else ""
         return "".join(self._head) + mark + "".join(self._tail)
 
     def __bool__(self) -> bool:
@@ -55,12 +62,24 @@ class BoundedText:
 
 
 def elide(text: str, *, lines: int = SHOWN_LINES, last: int = SHOWN_LAST_LINES) -> str:
-    """Shortens text to ``lines`` lines, of which ``last`` are its last ones; a marker counts the lines left out."""
+    """Shortens text to ``lines`` lines, of which ``last`` are its last ones; a marker counts the lines left out.
+
+    Lines that are too long for a notebook lose their middle, see ``cut``.
+    """
     parts = text.splitlines(keepends=True)
-    if len(parts) <= lines:
+    if len(parts) > lines:
+        first = lines - last
+        text = "".join([*parts[:first], f"... {len(parts) - lines:,} lines left out ...\n", *parts[-last:]])
+    return cut(text)
+
+
+def cut(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+    """Cuts the middle out of a text of more than so many characters; a marker counts those left out."""
+    left_out = len(text) - characters
+    if left_out <= 0:
         return text
-    first = lines - last
-    return "".join([*parts[:first], f"... {len(parts) - lines:,} lines left out ...\n", *parts[-last:]])
+    half = characters // 2
+    return f"{text[:half]}\n... {left_out:,} characters left out ...\n{text[-half:]}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workbench.cluster.hosts.placement import Placement, rank_environment
 from workbench.cluster.hosts.specs import MASTER_ADDR
@@ -19,6 +19,12 @@ class Renewal:
     kept: tuple[int, ...]
     replaced: tuple[int, ...]
     added: tuple[int, ...]
+
+    def without(self, dead: Iterable[int]) -> Renewal:
+        """Returns that kept ranks that are ``dead`` are replaced too."""
+        gone = set(self.kept).intersection(dead)
+        kept = tuple(rank for rank in self.kept if rank not in gone)
+        return replace(self, kept=kept, replaced=tuple(sorted({*self.replaced, *gone})))
 
     def __str__(self) -> str:
         parts = []

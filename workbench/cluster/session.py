@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.base import protocol as p
+from workbench.cluster.base.interrupts import deferred_interrupt
 from workbench.cluster.base.rank_kind import RankKind
 from workbench.cluster.cell_runner import CellRunner
 from workbench.cluster.cells import CellResult, Submission
@@ -33,6 +34,7 @@ from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
+from workbench.core.live.rank_row import is_failing
 from workbench.errors import ClusterError, format_ranks
 
 #: seconds in which a rank that was killed has ended, and a rank server has answered
@@ -66,6 +68,7 @@ class Session:
             signal=self.interrupt,
             call=self.call,
             on_interrupt=self.interrupt_cell,
+            end_stuck=self._end_stuck,
         )
         self._stopping = self._down = False
         self._death_callbacks: list[Callable[[int, str], None]] = []
@@ -257,6 +260,7 @@ class Session:
     def _renew(self, placement: Placement, renewal: Renewal) -> None:
         """Starts the ranks that are missing, and tells the others. After an error the session is down."""
         self.free(renewal.kept)
+        renewal = renewal.without(self.dead)
         self._roster.forget_deaths()
         self.placement, self.renewal = placement, renewal
         self._cells.leave_group()
@@ -268,7 +272,8 @@ class Session:
             raise
 
     def free(self, ranks: Sequence[int]) -> None:
-        """Ends cells of which a rank has died. Raises ``RanksBusyError`` when ``ranks`` are in use after that."""
+        """Ends cells of which a rank has died, and ranks that still run them after that. Raises ``RanksBusyError`` when
+        ``ranks`` are in use by others."""
         for submission in self._cells.unfinished():
             if submission.dead_ranks():
                 try:
@@ -277,6 +282,7 @@ class Session:
                     if self._server.alive:
                         raise
                     submission.wait_until_finished(_END_TIMEOUT_S)  # it has ended, and all ranks with it
+                self._end_and_wait(submission.running_ranks(), "ended by an interrupt")
         self.check_free(ranks)
 
     def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
@@ -284,18 +290,19 @@ class Session:
 
         Raises ``RanksBusyError`` when one of the others is in use.
         """
-        targets = sorted(set(ranks))
-        self.end_ranks(targets, why)
-        deadline = time.monotonic() + _END_TIMEOUT_S
-        while not self.dead.keys() >= set(targets):
-            if time.monotonic() > deadline:
-                raise ClusterError(f"{format_ranks(targets)} did not end: run %dist_down, then %dist_up")
-            time.sleep(0.005)
+        self._end_and_wait(ranks, why)
         with Session._lifecycle:
-            renewal = plan_renewal(self.placement, self.placement, self.dead)
-            if renewal is None:
+            if not self._server.alive:
                 raise ClusterError("no rank is left: run %dist_up to start them again")
-            self._renew(self.placement, renewal)
+            self._renew(self.placement, Renewal(kept=tuple(range(self.n)), replaced=(), added=()))
+
+    def _end_and_wait(self, ranks: Sequence[int], why: str) -> None:
+        self.end_ranks(ranks, why)
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while not self.dead.keys() >= set(ranks):
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{format_ranks(ranks)} did not end: run %dist_down, then %dist_up")
+            time.sleep(0.005)
 
     def _check_alive(self) -> None:
         self._roster.raise_if_dead(range(self.n), "the other ranks were stopped too; run %dist_up to try again")
@@ -383,28 +390,30 @@ class Session:
         self._cells.wait(submission, timeout, while_waiting=while_waiting)
 
     def interrupt_cell(self, submission: Submission) -> None:
-        """Interrupts a cell, breaks the collectives that its ranks wait in, and waits 3 s at most for their end.
+        """Interrupts a cell and breaks the collectives that its ranks wait in.
 
-        Ctrl-C meanwhile ends the ranks that still run it, and starts them anew.
+        Ranks that still run it after 3 s, or when Ctrl-C is pressed again, are ended and started anew, without their
+        variables; the others keep theirs.
         """
         try:
             self._cells.interrupt(submission)
         except KeyboardInterrupt:
             submission.wait_until_finished(_ANSWER_S)  # some may be about to end
-            running = submission.running_ranks()
-            if not running:
-                return
-            if len(running) == self.n:
-                print("interrupt: all ranks still run; %dist_down ends them", file=sys.stderr, flush=True)
-                return
-            print(f"interrupt: {format_ranks(running)} ended and started anew", file=sys.stderr, flush=True)
-            self.restart_ranks(running, "ended by a second interrupt")
-            print(f"interrupt: {self.renewal}", file=sys.stderr, flush=True)
+        self._end_stuck(submission.running_ranks())
+
+    def _end_stuck(self, ranks: Sequence[int]) -> None:
+        """Kills ranks that did not end after an interrupt, and starts them anew."""
+        if ranks:
+            print(f"interrupt: {format_ranks(ranks)} ended and started anew", file=sys.stderr, flush=True)
+            with deferred_interrupt():  # one more press would end all ranks
+                self.restart_ranks(ranks, "ended by an interrupt")
+                print(f"interrupt: {self.renewal}", file=sys.stderr, flush=True)
 
     def interrupt_job(self) -> None:
         """Interrupts the training, which is not started again: SIGINT to its ranks, then their collectives are broken.
 
-        Waits 3 s at most; the rest is ended by what watches the training. Ctrl-C meanwhile kills the ranks that train.
+        Ranks that still train after 3 s, or when Ctrl-C is pressed again, are killed, but for those that write down how
+        they failed: what watches the training ends these.
         """
         if self.job is None:
             return
@@ -412,10 +421,12 @@ class Session:
         for submission in self._cells.unfinished():
             try:
                 self._cells.interrupt(submission)
+                running = [rank for rank in submission.running_ranks() if not is_failing(self.directory, rank)]
             except KeyboardInterrupt:
                 running = submission.running_ranks()
+            if running:
                 print(f"interrupt: {format_ranks(running)} ended", file=sys.stderr, flush=True)
-                self.end_ranks(running, "ended by a further interrupt")
+                self.end_ranks(running, "ended by an interrupt")
 
     def push(self, values: Mapping[str, Any], ranks: Sequence[int] | None = None) -> None:
         """Sets variables in the namespace of ranks (default: all)."""

@@ -16,6 +16,8 @@ from workbench.errors import format_ranks
 
 _DIFFER = "call the same collectives, with tensors of one size, in the same order on all ranks of the group"
 _ORDER = "call the collectives of both groups in the same order on all ranks"
+_PAIR = "post a receive for each message that is sent, and send each that is received"
+_FIRST = "let one of them receive first, or post both with isend and irecv before either waits"
 
 
 def diagnose(views: Sequence[RankView], mesh: Mesh | None = None) -> Diagnosis:
@@ -66,7 +68,8 @@ def _crossed(waits: Mapping[int, Wait]) -> _Found | None:
     ]
     is_one_group = len({waits[rank].group for rank in circle}) == 1
     cause = Cause.MISMATCH if is_one_group else Cause.DEADLOCK
-    return cause, f"{format_ranks(circle)} wait for each other: {'; '.join(parts)}", circle, _ORDER
+    advice = _FIRST if any(waits[rank].is_message for rank in circle) else _ORDER
+    return cause, f"{format_ranks(circle)} wait for each other: {'; '.join(parts)}", circle, advice
 
 
 def _in_debugger(waits: Mapping[int, Wait], views: Sequence[RankView]) -> _Found | None:
@@ -97,7 +100,9 @@ def _missing(waits: Mapping[int, Wait], views: Mapping[int, RankView]) -> _Found
     waited = seconds(views[oldest].time - waits[oldest].since)
     have = "has" if len(alike) == 1 else "have"
     # one that is stopped may stand in the collective itself
-    verb = f"{have} not {'left' if first in views and _stands_in(views[first], waits[oldest]) else 'entered'}"
+    verb = (
+        f"{have} not {'left' if first in views and _stands_in(views[first], waits[oldest]) else waits[oldest].awaited}"
+    )
     they = "it" if len(alike) == 1 else "each"
     text = (
         f"{format_ranks(alike)} {verb} {waits[oldest]}: {they} {reasons[first].words}; {format_ranks(waiting)} "
@@ -105,7 +110,8 @@ def _missing(waits: Mapping[int, Wait], views: Mapping[int, RankView]) -> _Found
     )
     others = [f"rank {rank} {reasons[rank].words}" for rank in late if rank not in alike]
     text += "".join(f"; {other}" for other in others[:3])
-    return reasons[first].cause, text, late, reasons[first].advice
+    ended = reasons[first].cause == Cause.FINISHED
+    return reasons[first].cause, text, late, _PAIR if ended and waits[oldest].is_message else reasons[first].advice
 
 
 def _stands_in(view: RankView, wait: Wait) -> bool:

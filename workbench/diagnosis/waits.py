@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from workbench.core.live.collective_row import LiveCollective, is_message
 from workbench.core.mesh import Mesh, describe_group
 from workbench.core.numbers import decimal_bytes
 from workbench.diagnosis.view import RankView
@@ -22,7 +23,8 @@ _AGREEMENT = ("/agree/shared_slots.py", "/observed/agreement.py")
 class Wait:
     """What a rank waits in. ``missing``: members that have not come; ``differing``: members that are at another
     collective of the same number, each with it in words. ``number``: of the collective in its group, 0: it has none.
-    ``since``: ``time.monotonic()``. ``group``: equal on all that wait in the same group.
+    ``since``: ``time.monotonic()``. ``group``: equal on all that wait in the same group. ``awaited``: what the missing
+    ones have not done with it. ``is_message``: between two ranks.
     """
 
     what: str
@@ -34,6 +36,8 @@ class Wait:
     detail: str = ""
     missing: tuple[int, ...] = ()
     differing: tuple[tuple[int, str], ...] = ()
+    awaited: str = "entered"
+    is_message: bool = False
 
     def __str__(self) -> str:
         number = f" no. {self.number}" if self.number else ""
@@ -71,6 +75,8 @@ def _recorded(view: RankView, views: Sequence[RankView], mesh: Mesh | None) -> W
     if live is None or not live.waiting:
         return None
     told = live.description
+    if live.number and is_message(live.key):
+        return _message(live, views, view.rank)
     members, group = members_in(told.members), f"{told.group}/{live.key}"
     detail = ", ".join(filter(None, [decimal_bytes(told.byte_count) if told.byte_count else "", told.place]))
     others = [other for other in views if other.rank in members and other.rank != view.rank]
@@ -97,6 +103,28 @@ def _recorded(view: RankView, views: Sequence[RankView], mesh: Mesh | None) -> W
         detail=detail,
         missing=missing,
         differing=tuple(differing),
+    )
+
+
+def _message(live: LiveCollective, views: Sequence[RankView], rank: int) -> Wait:
+    """Returns the wait for the other end of a message. Where the two do not match, the ranks have said so."""
+    told = live.description
+    members = members_in(told.members)
+    others = [other for other in views if other.rank in members and other.rank != rank]
+    size = decimal_bytes(told.byte_count) if told.byte_count else ""
+    return Wait(
+        what=f"message {live.number} {told.detail}",
+        group=f"{told.group}/messages",
+        group_words=told.group,
+        members=members,
+        number=0,
+        since=live.since,
+        detail=", ".join(filter(None, [told.kind, size, told.place])),
+        missing=tuple(
+            other.rank for other in others if cannot_come(other) or other.entered.get(live.key, 0) < live.number
+        ),
+        awaited="received" if "send" in told.kind else "sent",
+        is_message=True,
     )
 
 

@@ -5,7 +5,6 @@ The run directory holds everything: the spec, the cell, the way to meet the othe
 
 from __future__ import annotations
 
-import gc
 import os
 import pkgutil
 import sys
@@ -23,7 +22,7 @@ from workbench.core.live.rank_row import live_directory
 from workbench.core.recipe import recipe
 from workbench.core.records import RESTARTING, Command, EventKind
 from workbench.core.rules import criteria
-from workbench.engine import notebook_group
+from workbench.engine import notebook_group, process_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.capabilities import Evaluating, Inspectable, UpdateWatchable, Watchable, needed
@@ -117,7 +116,7 @@ def train(run: str, *, reloaded: Sequence[str] = (), **attempted: Any) -> str:
         share=WRITING_SHARE * spec.monitor.budget,
         append=attempt.restart > 0,
     )
-    with log, output_kept(rank_directory(path, rank) / OUTPUT_FILE):
+    with log, output_kept(rank_directory(path, rank) / OUTPUT_FILE), process_group.outlived():
         log.event(EventKind.STATE, "starting", {"pid": os.getpid(), "device": device, "live": live_directory()})
         if reloaded:
             log.event(EventKind.WARNING, "reloaded_modules", ", ".join(reloaded))
@@ -144,7 +143,6 @@ def train(run: str, *, reloaded: Sequence[str] = (), **attempted: Any) -> str:
             if alerts is not None:
                 alerts.close(wait=False)
             sampler.stop()
-            gc.collect()
     lost = "" if log.failure is None else f"{log.failure.strerror or log.failure} (disk of {path})"
     return Outcome(state=state, step=progress.step, failure=told, log_failure=lost).to_text()
 

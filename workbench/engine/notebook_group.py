@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from workbench.core.live import given_names
 from workbench.errors import WorkbenchError
 
 #: the group that ``join`` made, until it is left
@@ -74,7 +75,7 @@ def _give_names() -> None:
     if shell is None:
         return
     given = {"torch": sys.modules["torch"], "dist": sys.modules["torch.distributed"], "share": share}
-    shell.push({name: value for name, value in given.items() if name not in shell.user_ns}, interactive=False)
+    given_names.give(shell, {name: value for name, value in given.items() if name not in shell.user_ns})
 
 
 def leave() -> str:

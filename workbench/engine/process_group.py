@@ -166,12 +166,34 @@ def _present(store: dist.TCPStore, key: str) -> bool:
         return False
 
 
+#: the groups that this process has left in the block of ``outlived``, while it runs
+_left: list[list[dist.ProcessGroup]] = []
+
+
+@contextmanager
+def outlived() -> Iterator[None]:
+    """Groups that are left in this block end with the block, after all that uses them.
+
+    A failed training's frames hold DDP's reducer. Were its reference to a group the last one, the group would end in a
+    garbage collection, while this thread has the interpreter lock, and wait for a gloo thread that waits for the lock.
+    Groups whose last reference is one of Python's end without the lock.
+    """
+    _left.append([])
+    try:
+        yield
+    finally:
+        gc.collect()
+        _left.pop()
+
+
 def leave() -> None:
     """Leave every group that this process is in; waits for no peer."""
     if dist.is_initialized():
-        world = dist.group.WORLD  # held until its users are collected: a strategy's ``close`` says why
+        groups = list(dist.distributed_c10d._world.pg_map)  # held until their users are collected: see ``outlived``
+        for held in _left[-1:]:
+            held.extend(groups)
         # A peer that died leaves broken connections behind; what destroying says about them is of no use to anybody.
         with contextlib.suppress(RuntimeError, ValueError):
             dist.destroy_process_group()
         gc.collect()
-        del world
+        del groups

@@ -21,8 +21,7 @@ from workbench.cluster.cells import Submission
 from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.session import Session
 from workbench.core import background
-from workbench.core.live.rank_row import FAILING
-from workbench.diagnosis.view import read
+from workbench.core.live.rank_row import is_failing
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
 from workbench.run import job as run_job
@@ -118,8 +117,7 @@ class PeerWatch:
 
     def _failing(self, running: list[int]) -> list[int]:
         """Return the ranks that write down how their training failed, and leave it."""
-        rows = {rank: read(self._session.directory, rank) for rank in running}
-        return [rank for rank, row in rows.items() if row is not None and row.phase == FAILING]
+        return [rank for rank in running if is_failing(self._session.directory, rank)]
 
     def _failed_ranks(self) -> set[int]:
         """Return the ranks that died, returned a failure, or logged one."""

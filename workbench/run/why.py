@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from workbench.cluster.base.private_directory import PREFIX
+from workbench.cluster.base import private_directory
 from workbench.cluster.session import Session
 from workbench.core.live import rank_row
 from workbench.core.records import EventKind
@@ -107,10 +107,8 @@ def newest_ranks() -> Path:
 def sessions_of_this_user() -> list[Path]:
     """Return the directories of rank servers of this user on this host that have ranks."""
     found = []
-    for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
+    for directory in private_directory.of_this_user(private_directory.default_parent()):
+        with suppress(OSError):  # removed meanwhile
             if any(read(directory, rank) is not None for rank in rank_row.ranks_in(directory)):
                 found.append(directory)
-        except OSError:  # another user's
-            continue
     return found

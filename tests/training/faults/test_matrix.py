@@ -22,6 +22,7 @@ import psutil
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+import workbench
 from tests.cluster.conftest import descendants, still_there
 from tests.training.faults.machine import SmallDisk, limited_memory
 from tests.training.faults.pairs import ENDS_ALL, IN_CELLS, PAIRS, During, Fault, Pair
@@ -29,6 +30,7 @@ from tests.training.faults.scene import Scene
 from tests.waiting import WAIT_S, until
 from workbench.cluster.faults import fault as bring_about
 from workbench.cluster.session import Session
+from workbench.diagnosis.causes import Cause
 from workbench.run import job
 from workbench.run.run import Run
 
@@ -169,6 +171,9 @@ def test_a_fault(
         assert (run.status if run is not None else "") == pair.status
     assert not ranks.is_down, "the prompt came back by itself"
     assert (re.search(pair.told, told, re.DOTALL) is not None) if pair.told else told == "", told
+    if pair.fault == Fault.MEMORY and pair.lost:  # the reason is told afterwards too
+        found = workbench.why(run)
+        assert (found.cause, found.missing) == (Cause.DEAD_PEER, (1,)) and "out of memory" in found.sentence
     next_training(pair, shell, ranks, pids)
     if pair.fault in ENDS_ALL:
         assert not still_there(processes)

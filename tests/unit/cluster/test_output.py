@@ -69,6 +69,16 @@ def test_memory_of_long_output_is_limited():
     assert len(kept) < 2200 and kept.startswith("0\n1\n") and kept.endswith("99999\n") and "lines dropped" in kept
 
 
+def test_one_part_without_lines_is_limited_too():
+    text = BoundedText(limit=1000)
+    text.append("a" + "x" * 1_000_000)
+    text.append("y" * 50_000 + "z")
+    kept = str(text)
+    assert len(kept) < 3200 and kept.startswith("a") and kept.endswith("z") and "characters dropped ..." in kept
+    shown = elide("a" * 300_000 + "b" * 300_000)
+    assert len(shown) < 210_000 and "... 400,000 characters left out ..." in shown and shown[-1] == "b"
+
+
 def test_equal_output_of_100_000_lines_on_eight_ranks_forms_one_block():
     flood = "".join(f"step {number} loss 0.123\n" for number in range(100_000))
     blocks = group_output({rank: make_output(rank, flood) for rank in range(8)})

@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.waiting import until_asleep
 from workbench.cluster.base.calls import serve_calls
 from workbench.core.live import rank_row
-from workbench.core.live.collective_row import Description, RowWriter, row_path
+from workbench.core.live.collective_row import MESSAGE, Description, RowWriter, row_path
 
 LONG_S = 600.0
 
@@ -32,8 +32,11 @@ class Rank:
         self.row = rank_row.current()
 
     def enter(self, group: str, number: int, kind: str = "all_reduce", members: str = "ranks 0-1") -> None:
-        told = Description(kind=kind, group=group, members=members, byte_count=10_000_000, place="line 3 of the cell")
-        key = sum(group.encode()) << 8
+        detail = "to rank 1" if kind == "isend" else ""
+        told = Description(
+            kind=kind, group=group, members=members, byte_count=10_000_000, detail=detail, place="line 3 of the cell"
+        )
+        key = sum(group.encode()) << 8 | (MESSAGE if kind == "isend" else 0)
         self.collectives.enter(key, number, len(kind), told.encode(), time.monotonic() - 12)
 
     def waits(self, *collectives: str) -> None:

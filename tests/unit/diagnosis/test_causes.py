@@ -87,6 +87,14 @@ def test_what_a_late_rank_does(start: Start, tmp_path: Path, what: str, cause: C
     assert page.startswith("<p><b>rank 1 has not entered") and page.count("<details>") == 3
 
 
+def test_a_message_that_nobody_receives(start: Start, tmp_path: Path) -> None:
+    wait_until_ready(start(0, "waits", "dp/1/isend"), start(1, "finishes"))
+    found = verdict(tmp_path)
+    assert (found.cause, found.missing, found.waiting) == (Cause.FINISHED, (1,), (0,))
+    assert found.sentence.startswith("rank 1 has not received message 1 to rank 1 of group dp (isend, 10 MB, line 3")
+    assert found.advice.startswith("post a receive for each message")
+
+
 def test_a_stopped_rank_and_one_that_died(start: Start, tmp_path: Path) -> None:
     stopped = start(1, "waits", FIFTH)
     wait_until_ready(start(0, "waits", FIFTH, "dp/6/all_reduce"), stopped)
@@ -131,8 +139,9 @@ def test_a_rank_that_is_stopped_and_continued_in_turn(start: Start, tmp_path: Pa
         ((FIFTH, "dp/5/broadcast"), Cause.MISMATCH, "rank 1 called broadcast"),
         ((FIFTH, FIFTH), Cause.TRANSFER, "all members have entered all_reduce no. 5 of group dp"),
         (("dp/0/recv", "dp/0/recv"), Cause.TRANSFER, "all members have entered recv"),
+        (("a/1/isend", "b/1/isend"), Cause.DEADLOCK, "rank 0 is in message 1 to rank 1 of group a (isend, 10 MB, line"),
     ],
-    ids=["groups", "mismatch", "transfer", "messages"],
+    ids=["groups", "mismatch", "transfer", "messages", "both send first"],
 )
 def test_ranks_that_wait_for_each_other(
     start: Start, tmp_path: Path, both: tuple[str, str], cause: Cause, words: str

@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[None]:
-    """Defers Ctrl-C until the end of the block, which then raises ``KeyboardInterrupt``. For what takes milliseconds.
+    """Defers Ctrl-C until the end of the block, which then raises ``KeyboardInterrupt``. For what ends by itself, soon.
 
     Python raises interrupts in the main thread only: elsewhere, and where no Python function handles them, it does
     nothing.

@@ -21,16 +21,29 @@ MEMORY = Path("/dev/shm")
 _MOST_PARENT = 59
 
 
+def default_parent() -> Path:
+    """Returns the folder for directories whose path has to be short enough for a socket in it."""
+    parent = Path(tempfile.gettempdir())
+    return parent if len(str(parent)) <= _MOST_PARENT else Path("/tmp")
+
+
+def of_this_user(parent: Path) -> list[Path]:
+    """Returns the directories in ``parent`` that belong to this user, whatever root may read of others'."""
+    found = []
+    for directory in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if not directory.is_symlink() and directory.stat().st_uid == os.getuid():
+                found.append(directory)
+    return found
+
+
 def make(parent: Path | None = None) -> tuple[Path, int]:
     """Make a directory of mode 0700, by default one whose path is short enough for a socket in it, and lock it.
 
     Returns it with the file descriptor of the lock: whoever holds that, keeps the directory. Directories of this user
     that nobody holds any more are removed first, there and in memory. Raises ``OSError``.
     """
-    if parent is None:
-        parent = Path(tempfile.gettempdir())
-        if len(str(parent)) > _MOST_PARENT:
-            parent = Path("/tmp")
+    parent = default_parent() if parent is None else parent
     for place in {parent, MEMORY}:
         remove_abandoned(place)
     while True:
@@ -44,10 +57,8 @@ def make(parent: Path | None = None) -> tuple[Path, int]:
 def remove_abandoned(parent: Path) -> list[Path]:
     """Remove the directories in ``parent`` that this user's crashed processes have left; returns which."""
     removed = []
-    for directory in parent.glob(f"{PREFIX}*"):
+    for directory in of_this_user(parent):
         try:
-            if directory.is_symlink() or directory.stat().st_uid != os.getuid():
-                continue
             lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue  # it has no lock (yet), or was removed meanwhile

@@ -21,7 +21,7 @@ from typing import Any
 from workbench.cluster.base.protocol import CELL, FOLLOWS, RANKS, WORK_DIR
 from workbench.cluster.debugger import on_rank
 from workbench.cluster.server.tracebacks import hide_signal_handlers
-from workbench.core.live import current_cell, post_mortem, rank_row
+from workbench.core.live import current_cell, given_names, post_mortem, rank_row
 from workbench.core.live.collective_row import DIRECTORY
 from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
 
@@ -40,7 +40,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.ast_transformers.append(Follower(shell))
     shell.events.register("post_run_cell", lambda result: _after_cell(shell, result))
     hide_signal_handlers(shell)
-    shell.push(_names(), interactive=False)
+    given_names.give(shell, _names())
     on_rank.install(Path(os.environ[DIRECTORY]), int(os.environ["RANK"]))
     row = rank_row.current()
     if row is not None:
@@ -86,6 +86,7 @@ class Follower:
         if not metadata.get(FOLLOWS, True):
             return tree
         on_rank.begin_cell()
+        given_names.restore(self._shell)
         self._shell.user_ns[CELL_RANKS] = metadata.get(RANKS, [])
         self._change_directory(metadata.get(WORK_DIR, ""))
         self._reloader.note_imports(self._cell_started)

@@ -6,13 +6,18 @@ would be busy for good. ipykernel itself lets SIGINT through all the while that 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
 
 from workbench.core.live.collective_row import DIRECTORY
 
@@ -38,7 +43,7 @@ class Interruptible:
 
     An interrupt that comes before the user's code, also one that overtakes the message with the cell, is raised when
     that begins. One that comes after it, or while nothing runs, is dropped, and so is one that was sent before the
-    cell. A SIGINT of another origin than the rank server is for what runs.
+    cell. A SIGINT of another origin than the rank server is for what runs. A cell that awaits something is cancelled.
 
     ``announced``: the file that tells when an interrupt was sent.
     """
@@ -52,10 +57,15 @@ class Interruptible:
         self._waits = False  # whether an interrupt waits for the user's code to begin
         self._sent = 0.0  # when the message was sent that the kernel handles
         self._dropped = 0.0  # when the interrupt was sent that came while nothing ran
+        self._awaiting: asyncio.Future[Any] | None = None  # the cell that runs, if it may await
+        self._cancelled = False  # whether an interrupt cancelled that
+        self._should_run_async = kernel.shell.should_run_async
         self._run_nodes = kernel.shell.run_ast_nodes
         self._do_apply = kernel.do_apply
         kernel.shell.run_ast_nodes = self._nodes
         kernel.do_apply = self._apply
+        kernel.shell.should_run_async = self._decide_async
+        kernel._cancel_on_sigint = self._awaited
         kernel.pre_handler_hook = self._begin
         kernel.post_handler_hook = self._end
         signal.signal(signal.SIGINT, self._interrupt)
@@ -70,8 +80,11 @@ class Interruptible:
             self._dropped = sent
         elif sent < self._sent:
             pass  # for a cell that has ended
-        elif self._runs:
+        elif self._runs and (self._awaiting is None or _runs_cell(frame)):
             raise KeyboardInterrupt
+        elif self._runs and self._awaiting is not None:  # an exception would end the loop that it waits in
+            self._cancelled = True
+            self._awaiting.get_loop().call_soon_threadsafe(self._awaiting.cancel)
         else:
             self._waits = True
 
@@ -87,6 +100,27 @@ class Interruptible:
         self._handles = self._waits = False
         signal.signal(signal.SIGINT, self._interrupt)
 
+    def _decide_async(self, *args: Any, **options: Any) -> bool:
+        """As ``InteractiveShell.should_run_async``.
+
+        ipykernel 7 looks up the thread that it began in before it runs such a cell, which ipyparallel 9.2 does not set;
+        ``_awaited``, which comes next, takes it back.
+        """
+        decided: bool = self._should_run_async(*args, **options)
+        if decided:
+            self._kernel.shell_channel_thread = SimpleNamespace(parent_thread=threading.current_thread())
+        return decided
+
+    @contextmanager
+    def _awaited(self, cell: asyncio.Future[Any]) -> Iterator[None]:
+        """As ``IPythonKernel._cancel_on_sigint``: while entered, the kernel waits for a cell that may await."""
+        self._kernel.shell_channel_thread = None
+        self._awaiting, self._cancelled = cell, False
+        try:
+            yield
+        finally:
+            self._awaiting = None
+
     def _enter(self) -> None:
         """The user's code begins: raises the interrupt that waits for it."""
         self._runs = True
@@ -100,6 +134,8 @@ class Interruptible:
         try:
             self._enter()
             ended.append(await self._run_nodes(nodes, name, *args, result=result, **options))
+            if self._cancelled and result is not None and isinstance(result.error_in_exec, asyncio.CancelledError):
+                result.error_in_exec = KeyboardInterrupt()
         except KeyboardInterrupt:  # before the first line, while a traceback is made, or after the last line
             self._runs = outer
             if not ended:
@@ -125,6 +161,15 @@ class Interruptible:
         finally:
             self._runs = outer
         return ended[0]
+
+
+def _runs_cell(frame: FrameType | None) -> bool:
+    """Returns whether a frame belongs to a cell's own code, rather than to the loop that waits for what it awaits."""
+    while frame is not None:
+        if frame.f_code is InteractiveShell.run_code.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -57,7 +57,9 @@ def become_rank(spec: RankSpec, directory: Path, after_start: Callable[[], objec
             *spec.arguments,
         ]
     )
-    app.config.IPKernelApp.extensions = ["workbench.cluster.server.follow", "workbench.cluster.server.interruptible"]
+    app.config.IPKernelApp.extensions = [
+        f"workbench.cluster.server.{name}" for name in ("follow", "replies", "interruptible")
+    ]
     del os.environ["IPP_CONNECTION_INFO"]  # it contains the key that signs messages
     app.start()
     sys.stdout.flush()

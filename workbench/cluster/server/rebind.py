@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Mapping
 
+from workbench.core.live import given_names
+
 
 def rebind(settings: Mapping[int, tuple[Mapping[str, str], list[int]]]) -> None:
     """Applies the settings of this rank: environment variables, and the cores of all its threads (empty: all cores).
@@ -25,4 +27,4 @@ def rebind(settings: Mapping[int, tuple[Mapping[str, str], list[int]]]) -> None:
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     shell = get_ipython()
     if shell is not None:
-        shell.push({"world_size": int(environment["WORLD_SIZE"])}, interactive=False)
+        given_names.give(shell, {"world_size": int(environment["WORLD_SIZE"])})

@@ -1,8 +1,9 @@
 """The collectives of a rank in a file that other processes read while the rank waits in one.
 
-Each rank has one file of fixed size, mapped into memory: a header, a slot for each of its last collectives, and one
-slot for transfers that have no number (``send``, ``recv``). A slot is found by the group and the number of the
-collective in it, so the slot of the same collective of another rank is read in a microsecond.
+Each rank has one file of fixed size, mapped into memory: a header, a slot for each of its last collectives, one slot
+for transfers that have no number, and a slot for each of its last messages to or from one rank. A slot is found by the
+group and the number of the collective in it, so the slot of the same collective of another rank is read in a
+microsecond.
 """
 
 from __future__ import annotations
@@ -25,7 +26,21 @@ _CHECKED_BYTES = 24
 _SLOT_BYTES = 512
 _SLOTS = 64
 _MOST_TEXT = _SLOT_BYTES - _SLOT.size
-FILE_BYTES = _HEADER_BYTES + (_SLOTS + 1) * _SLOT_BYTES
+FILE_BYTES = _HEADER_BYTES + (2 * _SLOTS + 1) * _SLOT_BYTES
+#: in the key of a stream of messages between two ranks, and not in that of a group: these have slots of their own
+MESSAGE = 1
+
+
+def is_message(key: int) -> bool:
+    """Returns whether a key is that of a stream of messages between two ranks."""
+    return bool(key & MESSAGE)
+
+
+def _slot(key: int, number: int) -> int:
+    """Returns the slot of a collective; ``number`` 0: one without a number."""
+    if not number:
+        return _SLOTS
+    return _SLOTS + 1 + ((key >> 8) + number) % _SLOTS if is_message(key) else (key + number) % _SLOTS
 
 
 def row_path(directory: Path, rank: int) -> Path:
@@ -98,8 +113,9 @@ class RowWriter:
         self._version = 0
 
     def enter(self, key: int, number: int, signature: int, text: bytes, since: float) -> None:
-        """Records that the rank enters a collective. ``key``: of the group; ``number`` 0: one without a number."""
-        slot = (key + number) % _SLOTS if number else _SLOTS
+        """Records that the rank enters a collective. ``key``: of the group, or of the stream of a message, with the bit
+        ``MESSAGE``; ``number`` 0: one without a number."""
+        slot = _slot(key, number)
         offset = _HEADER_BYTES + slot * _SLOT_BYTES
         self._version += 1
         _HEADER.pack_into(self._map, 0, self._version, number, since, slot, 1)
@@ -156,7 +172,7 @@ class RowReader:
     def newest(self) -> dict[int, int]:
         """Returns the number of the last collective that the rank entered, by the key of the group."""
         found: dict[int, int] = {}
-        for slot in range(_SLOTS):
+        for slot in range(2 * _SLOTS + 1):
             whole = self._whole(_HEADER_BYTES + slot * _SLOT_BYTES)
             if whole is not None and whole[1]:
                 key, number, _ = whole
@@ -171,7 +187,7 @@ class RowReader:
 
     @staticmethod
     def _offset(key: int, number: int) -> int:
-        return _HEADER_BYTES + (key + number) % _SLOTS * _SLOT_BYTES
+        return _HEADER_BYTES + _slot(key, number) * _SLOT_BYTES
 
     def _description(self, offset: int) -> Description:
         length = _SLOT.unpack_from(self._map, offset)[3]

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 _number: list[int] = [0]
+_broken: list[str] = [""]
 
 
 def begin(number: int) -> None:
     """Records that a cell begins."""
-    _number[0] = number
+    _number[0], _broken[0] = number, ""
+
+
+def note_broken(why: str) -> None:
+    """Records that a collective of the cell was broken. From any thread."""
+    _broken[0] = why
+
+
+def why_broken() -> str:
+    """Returns why a collective of the cell was broken; "": none was."""
+    return _broken[0]
 
 
 def current() -> int:

@@ -213,6 +213,14 @@ def is_in_debugger(rank: int) -> bool:
         return False
 
 
+def is_failing(directory: Path, rank: int) -> bool:
+    """Returns whether a rank writes down how its training failed, and leaves it."""
+    try:
+        return read_row(directory, rank).phase == FAILING
+    except OSError:  # it has ended
+        return False
+
+
 def ranks_in(directory: Path) -> list[int]:
     """Returns the ranks that have a row in ``directory``."""
     return sorted(int(path.stem.partition("-")[2]) for path in directory.glob("rank-?????.row"))

@@ -21,9 +21,10 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from workbench.core.live import current_cell
-from workbench.core.live.collective_row import Description, RowReader, RowWriter, group_label, row_path
-from workbench.engine.collectives import sites
+from workbench.core.live.collective_row import Description, RowReader, RowWriter, group_label, is_message, row_path
+from workbench.engine.collectives import messages, sites
 from workbench.engine.collectives.connections import Connections
+from workbench.engine.collectives.messages import Stream, Streams
 from workbench.errors import CollectiveMismatchError, CollectiveReleasedError, format_ranks
 
 
@@ -59,8 +60,8 @@ FUNCTIONS = {
     "scatter": _Function(3, (0, "tensor"), True, ((2, _SRC),)),
     "barrier": _Function(0),
     "monitored_barrier": _Function(0),
-    "send": _Function(2, (0, "tensor"), numbered=False),
-    "recv": _Function(2, (0, "tensor"), numbered=False),
+    **dict.fromkeys(messages.SENDS, _Function(2, (0, "tensor"), details=((1, _DST),), numbered=False)),
+    **dict.fromkeys(messages.RECEIVES, _Function(2, (0, "tensor"), details=((1, _SRC),), numbered=False)),
 }
 #: members on each side of this rank, in the order of the group, whose collectives are compared with its own: where
 #: the collectives of a group differ at all, those of two neighbours do
@@ -95,9 +96,12 @@ class _Group:
 
 
 class _Entry(NamedTuple):
-    """A call of a collective: its number in its group, its signature, and its description as bytes and in words."""
+    """A call of a collective: its number in its group, its signature, and its description as bytes and in words.
 
-    group: _Group
+    ``number``: 0: it has none, and is compared with no other.
+    """
+
+    group: _Group | Stream
     number: int
     signature: int
     text: bytes
@@ -117,6 +121,7 @@ class Record:
         self._row = RowWriter(row_path(directory, rank))
         self._readers: dict[int, RowReader] = {}
         self._groups: dict[int, _Group] = {}
+        self._streams = Streams(rank)
         self._texts: dict[Any, tuple[int, bytes, str]] = {}
         self._main = threading.main_thread().ident
         self._depth = 0
@@ -134,6 +139,8 @@ class Record:
         another one, and ``CollectiveReleasedError`` when it was broken, or a member of the group cannot come."""
         __tracebackhide__ = True
         if self._depth or threading.get_ident() != self._main:
+            if kind in messages.KINDS:
+                self._streams.note_thread()
             return upstream(*args, **options)
         function = FUNCTIONS[kind]
         group = args[function.group] if len(args) > function.group else options.get("group")
@@ -141,14 +148,33 @@ class Record:
         if group is None:  # no group yet, which torch says itself
             return upstream(*args, **options)
         try:
-            entry = self._entry(kind, group, args, options)
-            result = self._wait(entry, upstream, args, options, compares=function.numbered)
+            if kind in messages.KINDS:
+                result, entry = self._post(kind, group, upstream, args, options)
+            else:
+                entry = self._entry(kind, group, args, options)
+                result = self._wait(entry, upstream, args, options, compares=True)
         except KeyboardInterrupt as interrupt:  # nobody knows whether it was counted, or begun
             self.on_broken()
             raise interrupt.with_traceback(None) from None  # the user's line is enough
         if isinstance(result, dist.Work):
             self._works[result] = entry
         return result
+
+    def _post(self, kind: str, group: Any, upstream: Callable[..., Any], args: Any, options: Any) -> tuple[Any, _Entry]:
+        """Sends or receives a message, or begins to: ``run`` for these."""
+        __tracebackhide__ = True
+        known = self._known(group)
+        place = messages.Place.of(kind, group, args, options)
+        stream = self._streams.find(group, known.key, known.name, place)
+        entry = self._entry(kind, group, args, options, place=place, stream=stream)
+        try:
+            return self._wait(entry, upstream, args, options, compares=stream is not None), entry
+        except Exception as error:
+            if stream is not None:
+                stream.number -= 1  # it was not posted
+            if isinstance(error, CollectiveMismatchError):
+                self.on_broken()  # the other end of it may stay posted
+            raise
 
     def await_work(self, upstream: Callable[..., Any], args: Any, options: Any) -> Any:
         """Waits for an asynchronous collective, recorded as the call that began it, if that was recorded."""
@@ -193,7 +219,16 @@ class Record:
         if missing:
             raise CollectiveReleasedError(f"{self.failed[missing[0]]}; this rank did not enter {entry.words}")
 
-    def _entry(self, kind: str, group: Any, args: Any, options: Any) -> _Entry:
+    def _entry(
+        self,
+        kind: str,
+        group: Any,
+        args: Any,
+        options: Any,
+        *,
+        place: messages.Place | None = None,
+        stream: Stream | None = None,
+    ) -> _Entry:
         known, function, frame, tensor = self._known(group), FUNCTIONS[kind], sites.calling_frame(), None
         if function.tensor is not None:
             position, name = function.tensor
@@ -207,12 +242,18 @@ class Record:
         if told is None:
             names = [name for _, name in function.details]
             details = [_told(name, value, group, options) for name, value in zip(names, given, strict=True)]
-            description = _described(kind, known, tensor, details, place=sites.in_words(frame))
-            told = (_signature(kind, tensor, description.detail), description.encode(), str(description))
+            detail = _in_words(names, details) if place is None else str(place)
+            words = known.words if stream is None else stream.words
+            description = _described(kind, known.name, words, tensor, detail, place=sites.in_words(frame))
+            compared = _signature(kind, tensor, detail) if stream is None else messages.signature(tensor)
+            told = (compared, description.encode(), str(description))
             if len(self._texts) < _MOST_TEXTS:
                 self._texts[called] = told
-        known.number += function.numbered
-        return _Entry(known, known.number if function.numbered else 0, *told)
+        counted = known if function.numbered else stream
+        if counted is None:
+            return _Entry(known, 0, *told)
+        counted.number += 1
+        return _Entry(counted, counted.number, *told)
 
     def _known(self, group: Any) -> _Group:
         known = self._groups.get(id(group))
@@ -224,6 +265,7 @@ class Record:
         """Makes a group with torch's own function. A new default group takes the place of all groups."""
         if not dist.is_initialized():
             self._groups.clear()
+            self._streams.forget()
             self._texts.clear()
         return self.connections.noting(make, args, options)
 
@@ -236,9 +278,10 @@ class Record:
             if reader is not None and theirs is not None and theirs != entry.signature:
                 other = reader.describe(known.key, number)
                 raise CollectiveMismatchError(
-                    f"collective {number} of group {known.name} ({known.words}) differs between ranks: rank "
-                    f"{self.rank} calls {entry.words}; rank {peer} calls {other}. Call the same collectives, with "
-                    "tensors of one size and dtype, in the same order on all ranks of the group"
+                    f"{'message' if is_message(known.key) else 'collective'} {number} of group {known.name} "
+                    f"({known.words}) differs between ranks: rank {self.rank} calls {entry.words}; rank {peer} calls "
+                    f"{other}. Call the same collectives, with tensors of one size and dtype, in the same order on all "
+                    "ranks of the group, and receive messages as they are sent"
                 )
 
     def _reader(self, rank: int) -> RowReader | None:
@@ -261,16 +304,16 @@ def _told(name: str, value: Any, group: Any, options: Any) -> Any:
     return 0 if there is None else dist.get_global_rank(group, there)
 
 
-def _described(kind: str, known: _Group, tensor: Any, details: list[Any], *, place: str) -> Description:
-    detail = ", ".join(
-        f"{name} {str(value).rpartition('.')[2]}"
-        for (_, name), value in zip(FUNCTIONS[kind].details, details, strict=True)
-        if value is not None
-    )
+def _in_words(names: list[str], details: list[Any]) -> str:
+    pairs = zip(names, details, strict=True)
+    return ", ".join(f"{name} {str(value).rpartition('.')[2]}" for name, value in pairs if value is not None)
+
+
+def _described(kind: str, name: str, members: str, tensor: Any, detail: str, *, place: str) -> Description:
     return Description(
         kind=kind,
-        group=known.name,
-        members=known.words,
+        group=name,
+        members=members,
         shape="x".join(map(str, tensor.shape)) or "1" if tensor is not None else "",
         dtype=str(tensor.dtype).rpartition(".")[2] if tensor is not None else "",
         byte_count=tensor.numel() * tensor.element_size() if tensor is not None else 0,

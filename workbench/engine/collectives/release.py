@@ -59,6 +59,7 @@ def _break(record: Record, groups: list[Any], why: str) -> None:
     for group in groups:
         record.connections.shut(group)
     if groups:
+        current_cell.note_broken(why)
         record.on_broken()
 
 
