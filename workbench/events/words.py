@@ -210,10 +210,10 @@ def _without_base(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     own, base = (as_number(told.get(each)) for each in ("bytes", "base_bytes"))
     if not (math.isfinite(own) and math.isfinite(base)):
-        return "checkpoints hold the adapters alone"
+        return "a checkpoint holds what is trained; the frozen weights are read where they come from"
     return (
-        f"checkpoints hold what is trained, {decimal_bytes(own)}; the frozen weights, {decimal_bytes(base)}, are read "
-        f"from {short(told.get('directory'))}"
+        f"a checkpoint holds what is trained and the optimizer's state, {decimal_bytes(own)}; the frozen weights, "
+        f"{decimal_bytes(base)}, are read from {short(told.get('directory'))}"
     )
 
 
