@@ -68,6 +68,13 @@ class RunsMagics(Magics):
         action="store_true",
         help="compute one batch in the models of two runs, with the same weights: the first module that differs",
     )
+    @argument(
+        "--ranks",
+        metavar=("A", "B"),
+        nargs=2,
+        type=int,
+        help="with --inside: the first rank that computes each of two runs, or twice the only one",
+    )
     @line_magic
     def dist_compare(self, line: str) -> Comparison | InsideComparison:
         """Compare runs: their curves, different options, speed-up, and whether a difference exceeds seed noise.
@@ -75,10 +82,13 @@ class RunsMagics(Magics):
         Returns a ``Comparison``, which is displayed as tables and has ``.table()``, ``.curves()``,
         ``.differences_table()``, ``.tests`` and ``.scaling``. Runs whose specs differ only in ``--seed`` are repeats.
         ``--inside A B`` is ``workbench.compare_inside``: it uses the live ranks, and ``A@STEP`` names a checkpoint.
+        ``--inside A --ranks 0 1`` compares two ranks.
         """
         given = parse(self.dist_compare, line)
         if given.inside:
-            return _compared_inside(given.runs or sources.newest_two())
+            return _compared_inside(given.runs or ([] if given.ranks else sources.newest_two()), given.ranks)
+        if given.ranks:
+            raise ConfigError("--ranks goes with --inside", field="--ranks")
         found = compare(given.runs or sources.newest_two(), given.x, tag=given.tag)
         if widgets.available():
             from widgets.overlay import StaticFigures
@@ -89,7 +99,9 @@ class RunsMagics(Magics):
         return found
 
 
-def _compared_inside(names: Sequence[str | Path]) -> InsideComparison:
-    if len(names) != 2:
-        raise ConfigError(f"--inside compares two runs, not {len(names)}", field="RUN")
-    return compare_inside(*names)
+def _compared_inside(names: Sequence[str | Path], ranks: Sequence[int] | None = None) -> InsideComparison:
+    if not (len(names) == 2 or (len(names) == 1 and ranks)):
+        raise ConfigError(
+            f"--inside compares two runs, not {len(names)}; --ranks A B compares two ranks with one run", field="RUN"
+        )
+    return compare_inside(*names, ranks=(ranks[0], ranks[1]) if ranks else None)

@@ -133,16 +133,6 @@ def test_a_plan_that_cannot_be_cut_is_refused(own, message: str) -> None:
         plan_of(_Own(), 2, own)
 
 
-def test_layers_with_adapters_are_not_cut() -> None:
-    from tests.engine import boosted
-    from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of
-    from workbench.engine.pretrained.lora import add_adapters
-
-    model = add_adapters(boosted.models.model("llama"), {"r": 2, "target_modules": ["q_proj"]})
-    with pytest.raises(ConfigError, match="cannot cut layers that have LoRA adapters"):
-        plan_of(model, 2)
-
-
 def test_heads_have_to_be_a_multiple_of_the_ranks() -> None:
     from tests.engine import boosted
     from workbench.engine.frameworks.torch.tensor_parallel.plan import plan_of

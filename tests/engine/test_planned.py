@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.rank_pool import RankPool
-from tests.engine.test_split_models import LM, PLANS, SETTINGS
+from tests.engine.test_split_models import ADAPTED, LM, PLANS, SETTINGS
+from workbench.engine.frameworks.colossal.families import FAMILIES
 
 TORCH = {axis: {"framework": "torch", **options} for axis, options in PLANS.items()}
 RANKS = "tests.engine.planned_ranks"
@@ -14,6 +15,7 @@ RANKS = "tests.engine.planned_ranks"
 @pytest.mark.parametrize("axis", PLANS)
 def test_every_family_holds_what_was_predicted(axis: str, pool: RankPool) -> None:
     cases = [*((*case, {}, {}) for case in LM), *((*case, {}) for case in SETTINGS)]
+    cases += [(*case, {"lora": list(FAMILIES[case[0]].adapted)}) for case in ADAPTED]
     for found in pool.run(2, f"{RANKS}:parameters", cases=cases, options=PLANS[axis]):
         for case, (predicted, held) in zip(cases, found, strict=True):
             assert predicted == held, case

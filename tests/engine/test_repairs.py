@@ -51,7 +51,7 @@ def test_without_it_training_fails(pool, repair, complaint):
 def test_on_gpu_ranks_only_wrong_results_are_mended(pool):
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cuda")
     always = ["batch-norm", "causal-mask", "causal-window", "coordinator", "fused-kernels", "ring-gather"]
-    assert applied == ["absent-weights", *always]
+    assert applied == ["absent-weights", *always, "tied-weights"]
     (applied,) = pool.run(1, "tests.engine.upstream:applied", device_type="cpu")
     assert {"hccl", "set-device"} < set(applied)
 

@@ -48,6 +48,7 @@ SETTINGS: list[tuple[str, str, dict[str, Any]]] = [
     ("t5", "T5ForConditionalGeneration", {"num_layers": 3, "num_decoder_layers": 1}),
     ("whisper", "WhisperForConditionalGeneration", {"encoder_layers": 1, "decoder_layers": 3}),
 ]
+ADAPTED = [case for case in [*((*each, {}) for each in LM), *SETTINGS] if FAMILIES[case[0]].adapted]
 REFUSED: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("cohere", "CohereForCausalLM", {}, "tp", "cannot split a CohereForCausalLM: it splits models of the transformers"),
     ("cohere", "CohereForCausalLM", {}, "pp", "cannot split a CohereForCausalLM: it splits models of the transformers"),
@@ -85,6 +86,12 @@ def test_every_class_trains_as_one_process(family: str, axis: str, pool: RankPoo
 @pytest.mark.parametrize("axis", PLANS)
 def test_settings_of_a_model_are_kept(axis: str, pool: RankPool) -> None:
     _compare(pool, [(*case, {}) for case in SETTINGS], PLANS[axis])
+
+
+@pytest.mark.parametrize("axis", PLANS)
+def test_adapters_train_as_in_one_process(axis: str, pool: RankPool) -> None:
+    """Also with heads that are the embedding, which is frozen then and has no gradient to add up between stages."""
+    _compare(pool, [(*case, {"lora": list(FAMILIES[case[0]].adapted)}) for case in ADAPTED], PLANS[axis])
 
 
 @pytest.mark.parametrize("axis", PLANS)
@@ -127,6 +134,7 @@ def test_ranks_that_share_the_positions_of_a_sequence(mode: str, pool: RankPool)
         ("llama", "LlamaForCausalLM", eager, {"recompute": True}),
         ("llama", "LlamaForSequenceClassification", {**eager, "num_labels": 5}, {}),
         ("llama", "LlamaForCausalLM", biased, {}),
+        ("llama", "LlamaForCausalLM", eager, {"lora": list(FAMILIES["llama"].adapted)}),
     ]
     _compare(pool, cases, {"tp": 2, "accumulate": 2, "sequence_parallel": mode})
     refused = pool.run(2, f"{RANKS}:train", cases=[("gpt2", "GPT2LMHeadModel", {}, {})],
@@ -163,7 +171,9 @@ def test_weights_that_all_ranks_hold_stay_alike_with_dropout(pool: RankPool) -> 
 
 @pytest.mark.parametrize("axis", PLANS)
 def test_what_is_not_split_rightly_is_refused_by_name(axis: str, pool: RankPool) -> None:
-    cases = [case for case in REFUSED if case[3] == axis]
-    found = pool.run(2, f"{RANKS}:train", cases=[(*case[:3], {}) for case in cases], options=PLANS[axis])[0]
-    for (*case, text), message in zip(cases, found, strict=True):
+    refused = [((*case, {}), text) for *case, on, text in REFUSED if on == axis]
+    adapted = ("bert", "BertModel", {}, {"lora": ["query"]})
+    refused.append((adapted, f"--{axis} 2 cannot train LoRA adapters of a BERT model; it can for Llama"))
+    found = pool.run(2, f"{RANKS}:train", cases=[case for case, _ in refused], options=PLANS[axis])[0]
+    for (case, text), message in zip(refused, found, strict=True):
         assert text in message, case

@@ -39,6 +39,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("T5ForConditionalGeneration", {"num_heads": 1}, "--tp 2 does not divide num_heads = 1"),
     ("T5ForSequenceClassification", {}, "how to cut T5ForSequenceClassification over ranks is not known"),
 ]
+#: styles of linear layers
+LINEAR = ("colwise", "rowwise", "fused", "gathered")
 _compare = partial(compare, rtol=2e-5)
 
 
@@ -61,6 +63,17 @@ def test_pipelines_of_every_family_train_as_one_process(pool: RankPool) -> None:
 
 def test_settings_of_a_model_are_kept(pool: RankPool) -> None:
     _compare(pool, [_case(*case) for case in SETTINGS], TP)
+
+
+def test_adapters_train_as_in_one_process(pool: RankPool) -> None:
+    """Of every layer that is cut, and of some that are not: BERT's pooler, a head that is the embedding."""
+    heads = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForImageClassification", "ForConditionalGeneration")
+    cases = []
+    for family in FAMILIES:
+        name = next(name for name in family.classes if name.endswith(heads))
+        layers = {pattern.rpartition(".")[2] for pattern, style in family.styles.items() if style in LINEAR}
+        cases.append((family_of_class(name), name, {}, {"lora": sorted(layers)}))
+    _compare(pool, cases, TP)
 
 
 def test_what_is_not_cut_rightly_is_refused_by_name(pool: RankPool) -> None:

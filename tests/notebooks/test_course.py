@@ -70,7 +70,7 @@ def test_an_alert_names_the_fault_that_the_loss_does_not_show(execute, few_figur
     (dead,) = alerts[alerts["name"] == "dead_layer"].to_dict("records")
     assert dead["step"] == 15 and dead["where"] == "backward" and "self_attn" in dead["layer"]
     loss = runs["eight-bits"].metrics()["loss"]
-    assert loss.iloc[-5:].mean() < loss.iloc[:12].mean(), "the text says that it goes on falling"
+    assert loss.iloc[-5:].mean() < loss.iloc[:12].mean(), "the fault does not stop the loss from falling"
     book = nbformat.read(executed, 4)
     printed = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", []))
     assert "step 15: dead layer" in printed and "step 15: dead layer" in runs["eight-bits"].output()

@@ -18,5 +18,5 @@ def test_a_script_is_watched_and_steered_from_the_notebook(execute, few_figures:
     first = runs["first-look"]
     assert first.last_step == 40 and first.metrics()["loss"].iloc[-1] < first.metrics()["loss"].iloc[0] / 10
     cells = nbformat.read(executed, 4).cells
-    (printed,) = [cell for cell in cells if cell.source.startswith("!workbench")]
+    (printed,) = [cell for cell in cells if cell.source.startswith("!{sys.executable} -m workbench")]
     assert "loss " in str(printed.outputs)

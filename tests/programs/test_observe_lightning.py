@@ -11,7 +11,7 @@ from tests.optional import needs
 from tests.programs.test_observe_odd import TORCHRUN, TRAINERS, run_script
 from workbench import Run
 
-needs("lightning", "python -m uv sync", in_ci=True)
+needs("lightning", "python -m uv sync")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

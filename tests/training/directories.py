@@ -36,6 +36,21 @@ def gpt2(path: Path, *, dtype: torch.dtype = torch.float32, shards: bool = False
     return _saved(GPT2LMHeadModel, config, path, dtype, shards)
 
 
+def of_family(family: str, path: Path) -> Path:
+    """A model of one of the other families with a causal head, "opt", "bloom" or "falcon"."""
+    import transformers
+
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    own: dict[str, dict[str, Any]] = {
+        "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0.0},
+        "bloom": {"n_layer": 2, "n_head": 4},
+        "falcon": {"multi_query": False},
+    }
+    name = {"opt": "OPT", "bloom": "Bloom", "falcon": "Falcon"}[family]
+    config = getattr(transformers, f"{name}Config")(**{**sizes, **own[family]})
+    return _saved(getattr(transformers, f"{name}ForCausalLM"), config, path, torch.float32, shards=False)
+
+
 def _saved(kind: Any, config: Any, path: Path, dtype: torch.dtype, shards: bool) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

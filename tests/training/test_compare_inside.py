@@ -8,7 +8,7 @@ from IPython.core.interactiveshell import InteractiveShell
 import workbench
 from tests.training.test_dist_train import CELL, train
 from workbench.cluster.cells import CellError
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, RunDirectoryError
 from workbench.run.api import Run
 
 #: attention with dropout, whose elements depend on the plan
@@ -77,6 +77,31 @@ def test_the_first_module_that_differs_is_named(shell: InteractiveShell, trained
     found = workbench.compare_inside("whole@2", other)
     assert found.first is not None and told in found.origin, found
     assert found.first.difference > found.first.limit > 0 and "code" in str(found)
+
+
+#: makes one rank compute a little otherwise, and takes that back
+CHANGED = """
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+before = LlamaRMSNorm.forward
+LlamaRMSNorm.forward = lambda self, values: 1.001 * before(self, values)
+"""
+
+
+def test_two_ranks_are_the_same_inside_until_one_computes_otherwise(shell: InteractiveShell, trained: Run) -> None:
+    same = shell.run_line_magic("dist_compare", "--inside whole@2 --ranks 0 1")
+    assert same.first is None and not same.table()["difference"].any(), same
+    assert "whole on rank 0 and whole on rank 1, same batch, weights of whole at step 2" in str(same)
+    shell.run_cell_magic("dist", "--targets 1", CHANGED)
+    try:
+        found = workbench.compare_inside("whole@2", ranks=(0, 1))
+        assert "model.layers.0.input_layernorm computes another output from the same input" in found.origin, found
+        assert workbench.compare_inside("whole@2", ranks=(1, 0)).origin == found.origin, "whoever is asked first"
+    finally:
+        shell.run_cell_magic("dist", "--targets 1", "LlamaRMSNorm.forward = before")
+    with pytest.raises(ConfigError, match="two different ranks"):
+        workbench.compare_inside(trained, ranks=(1, 1))
+    with pytest.raises(RunDirectoryError, match="this takes 10 ranks, but 2 are up"):
+        workbench.compare_inside(trained, ranks=(0, 9))
 
 
 def test_runs_of_other_models_and_of_steps_of_their_own_are_refused(shell: InteractiveShell, trained: Run) -> None:

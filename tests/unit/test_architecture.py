@@ -17,6 +17,7 @@ BELOW_RUN = (*DATA, "planner", "plots", "history", "export", "verification", "re
 #: room of ``workbench`` -> the other rooms that it may import
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "__main__": ("cli",),
     "core": (),
     "events": ("core",),
     "rundir": ("core", "events"),
@@ -148,9 +149,9 @@ def test_a_room_holds_at_most_twenty_files() -> None:
     assert {name: count for name, count in files.items() if count > MOST_FILES and name not in ROOMS_OF_MANY} == {}
 
 
-def test_the_top_of_the_package_is_public_names_and_errors() -> None:
+def test_the_top_of_the_package_is_public_names_errors_and_the_command() -> None:
     loose = {path.name for path in (ROOT / "workbench").glob("*.py")}
-    assert loose == {"__init__.py", "errors.py"}
+    assert loose == {"__init__.py", "__main__.py", "errors.py"}
 
 
 @pytest.mark.parametrize("module", ["workbench.core.records", "workbench.core.mesh", "workbench.errors"])

@@ -43,6 +43,7 @@ from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.logged.observer import LoggedValues
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.pretrained.base import base_tensors
 from workbench.engine.rank_output import output_kept, telling
 from workbench.engine.recording.recorder import recorder_of
 from workbench.engine.state import cell_names
@@ -336,7 +337,9 @@ def _has_own_steps(path: Path, spec: TrainSpec) -> bool:
 
 def build_workload(path: Path, spec: TrainSpec) -> Workload:
     """The workload of the run directory ``path``: of its recipe, or of its cell."""
-    return recipe(spec.recipe).build(spec) if spec.recipe else workload_from_cell(path / CELL_FILE, spec)
+    workload = recipe(spec.recipe).build(spec) if spec.recipe else workload_from_cell(path / CELL_FILE, spec)
+    workload.base = base_tensors(workload.model)
+    return workload
 
 
 def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workload:

@@ -206,6 +206,17 @@ def _checkpoint_name(value: Any) -> str:
     return PurePath(path).name if isinstance(path, str) else short(path)
 
 
+def _without_base(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    own, base = (as_number(told.get(each)) for each in ("bytes", "base_bytes"))
+    if not (math.isfinite(own) and math.isfinite(base)):
+        return "a checkpoint holds what is trained; the frozen weights are read where they come from"
+    return (
+        f"a checkpoint holds what is trained and the optimizer's state, {decimal_bytes(own)}; the frozen weights, "
+        f"{decimal_bytes(base)}, are read from {short(told.get('directory'))}"
+    )
+
+
 def _restored(name: str, value: Any, old: Any) -> str:
     from_nothing = isinstance(value, dict) and not value.get("path")
     return "started again from step 0" if from_nothing else f"resumed from checkpoint {_checkpoint_name(value)}"
@@ -331,6 +342,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.RANK, "stalled"): _stalled,
     (EventKind.RANK, "moving"): _moving,
     (EventKind.CHECKPOINT, "saved"): _saved,
+    (EventKind.CHECKPOINT, "without_base"): _without_base,
     (EventKind.CHECKPOINT, "snapshot"): _snapshot,
     (EventKind.CHECKPOINT, "saved_by_script"): _saved_by_script,
     (EventKind.CHECKPOINT, "best"): _best,

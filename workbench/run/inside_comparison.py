@@ -1,4 +1,4 @@
-"""Two runs compared module by module: the same batch, the same weights, on the live session's ranks."""
+"""Two runs, or two ranks, compared module by module: same batch, same weights, on the live session's ranks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def _said(row: Difference) -> str:
     return f"{what} of {row.layer or 'the model'}{call}"
 
 
-def compare_inside(a: str | Path | Run, b: str | Path | Run) -> InsideComparison:
+def compare_inside(
+    a: str | Path | Run, b: str | Path | Run | None = None, *, ranks: tuple[int, int] | None = None
+) -> InsideComparison:
     """Compute one batch in the models of two runs, with the same weights, and find the first module that differs.
 
     Both are computed on the live session's ranks (started where there is none), one data-parallel replica of each,
@@ -94,47 +96,69 @@ def compare_inside(a: str | Path | Run, b: str | Path | Run) -> InsideComparison
     step), or, without any, those with which ``a`` began. Dropout is off. How much the two may differ is measured by
     computing ``a`` once more with every weight changed by one rounding of the coarser precision.
 
+    ``ranks``: the first rank that computes ``a``, and the first that computes ``b``, or ``a`` again where ``b`` is left
+    out: then two ranks are compared, which finds the one whose device, host or packages compute something else.
+
     Raises ``ConfigError`` where a plan cannot be looked into, ``RunDirectoryError`` when a run is not there or too few
     ranks are up, ``RanksBusyError`` while the ranks train, and ``CellError`` when a rank fails or the weights do not
     fit.
     """
-    (first, step), (second, _) = _named(a), _named(b)
+    if b is None and (ranks is None or ranks[0] == ranks[1]):
+        raise ConfigError("give two runs, or one run and two different ranks that both compute it", field="RUN")
+    (first, step), (second, _) = _named(a), _named(a if b is None else b)
     pair = (first, second)
+    begins = (0, 0) if ranks is None else ranks
     for run in pair:
         reason = run.plan.why_unavailable(Capability.INSPECTABLE)
         if reason:
             raise ConfigError(f"run {run.name!r} cannot be compared inside: {reason}", field="RUN")
     sizes = [run.plan.mesh.tp * run.plan.mesh.pp for run in pair]
-    session = Session.current() or Session.up(max(sizes))
-    if session.n < max(sizes):
+    needed = max(begin + size for begin, size in zip(begins, sizes, strict=True))
+    if min(begins) < 0 or (b is None and abs(begins[0] - begins[1]) < sizes[0]):
+        raise ConfigError(
+            f"ranks {begins[0]} and {begins[1]}: a replica of {first.name} takes {sizes[0]} ranks from each on, and "
+            "these may not overlap",
+            field="ranks",
+        )
+    session = Session.current() or Session.up(needed)
+    if session.n < needed:
         raise RunDirectoryError(
-            f"a replica of these runs has {max(sizes)} ranks, but {session.n} are up: run %dist_down, then "
-            f"%dist_up -n {max(sizes)}"
+            f"this takes {needed} ranks, but {session.n} are up: run %dist_down, then %dist_up -n {needed}"
         )
     has_some = step != checkpoints.NEWEST or checkpoints.steps(first.path)
     checkpoint = checkpoints.find(first.path, step) if has_some else None
     rounding = max(_ROUNDING[run.spec.precision] for run in pair)
     with tempfile.TemporaryDirectory(prefix="workbench-inside-") as directory:
         found = []
-        for place, (run, size) in enumerate(zip(pair, sizes, strict=True)):
+        for place, (run, size, begin) in enumerate(zip(pair, sizes, begins, strict=True)):
             out = Path(directory) / str(place)
             out.mkdir()
             given = {"token": f"inside-{time.time_ns()}", "shared": directory, "out": str(out)}
             given |= {"checkpoint": "" if checkpoint is None else str(checkpoint)}
-            _look(session, run.path, size, given | {"rounding": 0.0 if place else rounding})
+            _look(session, run.path, range(begin, begin + size), given | {"rounding": 0.0 if place else rounding})
             found.append(_read(out, range(size), "", run))
         again = _read(Path(directory) / "0", range(sizes[0]), "rounded-", first)
     rows = compared(found[0], found[1], again, rounding)
     earliest, told = origin(rows)
     weights = first.name if checkpoint is None else f"{first.name} at step {checkpoints.step_of(checkpoint)}"
     return InsideComparison(
-        runs=(first.name, second.name),
+        runs=_labels(pair, ranks, sizes),
         weights=weights if checkpoint is not None else f"{weights} when it began",
         rows=tuple(rows),
         first=earliest,
         origin=told,
-        options=tuple(compare([first, second]).differences),
+        options=() if b is None else tuple(compare([first, second]).differences),
     )
+
+
+def _labels(pair: tuple[Run, Run], ranks: tuple[int, int] | None, sizes: list[int]) -> tuple[str, str]:
+    if ranks is None:
+        return pair[0].name, pair[1].name
+    places = [
+        f"rank {rank}" if size == 1 else f"ranks {rank}-{rank + size - 1}"
+        for rank, size in zip(ranks, sizes, strict=True)
+    ]
+    return f"{pair[0].name} on {places[0]}", f"{pair[1].name} on {places[1]}"
 
 
 def _named(run: str | Path | Run) -> tuple[Run, int | str]:
@@ -145,9 +169,9 @@ def _named(run: str | Path | Run) -> tuple[Run, int | str]:
     return Run(name), step
 
 
-def _look(session: Session, run: Path, size: int, given: dict[str, Any]) -> None:
-    code = [_LOOK.format(run=str(run), rank=rank, given=given) for rank in range(size)]
-    submissions = [session.submit(each, [rank], in_group=False) for rank, each in enumerate(code)]
+def _look(session: Session, run: Path, ranks: Sequence[int], given: dict[str, Any]) -> None:
+    code = [_LOOK.format(run=str(run), rank=place, given=given) for place in range(len(ranks))]
+    submissions = [session.submit(each, [rank], in_group=False) for rank, each in zip(ranks, code, strict=True)]
     for submission in submissions:
         session.wait(submission)
     for submission in submissions:

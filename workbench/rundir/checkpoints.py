@@ -160,6 +160,11 @@ def verify(path: Path, files: list[str] | None = None) -> None:
             raise RunDirectoryError(f"{path / name} was changed or is damaged: its checksum differs from the index")
 
 
+def total_bytes(path: Path) -> int:
+    """Bytes of all files of a checkpoint."""
+    return sum(file["bytes"] for file in read_index(path)["files"].values())
+
+
 def publish(path: Path) -> None:
     """Make the finished ``step-….tmp`` the checkpoint: flushed to the disk, then renamed; one of before is replaced."""
     temporary, old = path.with_name(path.name + TEMPORARY), path.with_name(path.name + REPLACED)

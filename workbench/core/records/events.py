@@ -79,7 +79,8 @@ class Event:
       ``bytes`` of one, and ``ms`` that making one takes, from rank 0; best, value: ``name`` and ``value`` of what it is
       best at; restored, value: ``path``, and ``rows``: how many rows of each table this rank had logged by then, of
       which those of steps after ``step`` count no more; resumed_with, value: the settings of the resumed run that are
-      not the checkpoint's
+      not the checkpoint's; without_base, value: ``bytes`` of a checkpoint, ``base_bytes`` of the frozen weights that it
+      does not hold, and the ``directory`` that has them
     - ``gpu``: lost
     - ``peak``: flops; value: what the device can do per second, and how that is known; model; value: its parameters,
       and the floating point operations that training takes per token; held, at the second step; value: bytes of this

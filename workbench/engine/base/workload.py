@@ -136,6 +136,7 @@ class Workload:
     ``cell_names``: what it took from elsewhere, unless the run directory had that.
     ``names``: what the cell defines and sees.
     ``after_split(model)``: to be called once a plan has split the model, whose weights may still be views of files.
+    ``base``: frozen weights that a directory has, which checkpoints leave out: name -> ``pretrained.base.BaseTensor``.
     ``tokenizer``: what ``save_pretrained`` writes too.
     ``alerts``: those that a cell sets up; ``on_alert``: its function that is told of each.
     ``user_log``: the ``log`` that a cell's code calls.
@@ -162,6 +163,7 @@ class Workload:
     cell_names: TakenNames | None = None
     names: Mapping[str, Any] = field(default_factory=dict)
     after_split: Callable[[torch.nn.Module], object] | None = None
+    base: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Any = None
     alerts: OwnAlerts = field(default_factory=OwnAlerts)
     on_alert: Callable[[dict[str, Any]], object] | None = None

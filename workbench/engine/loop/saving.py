@@ -45,6 +45,9 @@ class Saving:
         spec = strategy.spec
         self.best: Best | None = parse_best(spec.save_best) if spec.save_best else None
         self._best_value: float | None = None
+        from workbench.engine.state.base_weights import BaseWeights
+
+        self._base = BaseWeights(workload.base)
 
     def checkpoints(self, snapshots: Path | None = None) -> Checkpoints:
         """What writes and reads them, or the copies in memory in the directory ``snapshots``. ``ConfigError`` where the
@@ -56,8 +59,8 @@ class Saving:
         own = self._workload.generators
         of = (self._strategy, self._control, self._log)
         if snapshots is not None:
-            return Checkpoints(snapshots, *of, keep=1, cell=cell, generators=own, tells=False)
-        return Checkpoints(self._run, *of, keep, cell, own)
+            return Checkpoints(snapshots, *of, keep=1, cell=cell, generators=own, base=self._base, tells=False)
+        return Checkpoints(self._run, *of, keep, cell, own, self._base)
 
     def save(self, step: int, state: dict[str, Any], left_out: list[str], *, asked: bool) -> bool:
         """Write the checkpoint of ``step``; whether it is there. ``left_out``: parts of the schedule that ``state``
@@ -124,6 +127,8 @@ class Saving:
     def begin(self, resumed: Path | None, step: int) -> None:
         """Find the best value so far: of this run, or of the run that it goes on from after ``step``, whose best
         checkpoint is taken over. Collective."""
+        if self._base.tensors and isinstance(self._strategy, Checkpointable):
+            self._base.watch(self._strategy.rank_state())
         if self.best is None:
             return
         if self._strategy.rank == 0 and resumed is not None and checkpoints.best_of(self._run) is None:

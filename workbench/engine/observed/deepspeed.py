@@ -1,5 +1,6 @@
 """DeepSpeed's engine, as a loop around it can be observed: it takes the optimizer's steps by itself, and knows the norm
-of a gradient that its ZeRO stages keep in partitions. This module does not import DeepSpeed."""
+of a gradient that its ZeRO stages, and its optimizers of half precision, keep in copies of their own. Its pipeline
+engine takes whole steps, of micro-batches that go through stages. This module does not import DeepSpeed."""
 
 from __future__ import annotations
 
@@ -14,18 +15,34 @@ class Engine:
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self.stage = int(engine.zero_optimization_stage())
+        self.stages = int(engine.num_stages) if "PipelineEngine" in _names(engine) else 1
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> Engine | None:
         """The engine that ``model`` is."""
-        names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__}
-        return cls(model) if "deepspeed.runtime.engine.DeepSpeedEngine" in names else None
+        return cls(model) if "DeepSpeedEngine" in _names(model) else None
 
     @property
     def module(self) -> torch.nn.Module:
         """The user's model."""
         found: torch.nn.Module = self._engine.module
         return found
+
+    @property
+    def called(self) -> torch.nn.Module:
+        """The module whose calls are those of a micro-batch."""
+        return self.module if self.stages > 1 else self._engine
+
+    @property
+    def micro_batches(self) -> int:
+        """How many go through the stages in a step."""
+        return int(self._engine.gradient_accumulation_steps())
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """This rank's replica and stage. DeepSpeed counts ranks stage by stage."""
+        grid = self._engine.grid
+        return int(grid.get_data_parallel_id()), int(grid.get_stage_id())
 
     @property
     def steps_by(self) -> Any:
@@ -43,15 +60,38 @@ class Engine:
         return self.stage == 0 and isinstance(self._engine.optimizer, torch.optim.Optimizer)
 
     def loss_scale(self) -> float:
-        """What the loss of a backward pass was multiplied by."""
+        """What the loss of a backward pass was multiplied by: ``backward`` of the engine does so for the optimizers of
+        its ZeRO stages only (deepspeed 0.19.8, runtime/engine.py:3417)."""
+        return self._own_scale() if "ZeROOptimizer" in _names(self._engine.optimizer) else 1.0
+
+    def _own_scale(self) -> float:
         return float(getattr(self._engine.optimizer, "loss_scale", 1.0))
+
+    def fault(self) -> str:
+        """What this engine computes otherwise than its configuration says; "" for nothing."""
+        scale = self._own_scale()
+        if scale == self.loss_scale():
+            return ""
+        return (
+            f"DeepSpeed divides the gradients by its loss scale ({scale:g}), and its backward does not multiply the "
+            "loss by it: each update is that much smaller than the rate says. Use ZeRO stage 1 or 2, or bf16"
+        )
 
     def norm(self) -> float | None:
         """The norm of the whole reduced gradient of the last step, before clipping; None where it is not computed."""
         # what ``get_global_grad_norm`` of the engine gives, which has it only when its own step is over
         found = getattr(self._engine.optimizer, "_global_grad_norm", None)
-        return None if found is None or self.has_gradients else float(found)
+        if found is None or self.has_gradients:
+            return None
+        # of a loss that was not multiplied, the fused optimizer divides the norm all the same
+        is_divided = "FP16_Optimizer" in _names(self._engine.optimizer)
+        return float(found) * (self._own_scale() if is_divided else 1.0)
 
     def skipped(self) -> bool:
         """Whether the last step was left out, because gradients were not finite."""
         return bool(getattr(self._engine.optimizer, "overflow", False))
+
+
+def _names(found: Any) -> set[str]:
+    """Names of DeepSpeed's classes that an object is of."""
+    return {kind.__qualname__ for kind in type(found).__mro__ if kind.__module__.startswith("deepspeed.")}

@@ -104,8 +104,9 @@ class LoopHooks:
         self.spent_s = 0.0
         self._undo: list[Callable[[], object]] = []
         self._depth = 0
-        before = model.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
-        after = model.register_forward_hook(_OfModule(self._forward_ends))
+        called = model if engine is None else engine.called
+        before = called.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
+        after = called.register_forward_hook(_OfModule(self._forward_ends))
         self._undo += [before.remove, after.remove]
         if engine is not None:
             self._watch_engine(engine, model)

@@ -6,7 +6,8 @@ What can be seen depends on how the model is wrapped (``seen_of``):
 - ``DistributedDataParallel``: the local gradients, before they are reduced, too;
 - ``fully_shard`` (FSDP2) and ``FullyShardedDataParallel``: this rank's shards of the reduced gradients and of weights;
 - not wrapped, several ranks: gradients as the optimizer takes them, which are taken for those of replicas;
-- DeepSpeed's engine: without ZeRO as replicas; with ZeRO it tells the global norm, and its partitions are not seen;
+- DeepSpeed's engine: in float32 without ZeRO as replicas, or as stages of a pipeline; with ZeRO, and in half precision,
+  it tells the global norm, and its own copies of gradients are not seen;
 - Megatron's DDP: its gradients are in a buffer of its own, and not seen.
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.core.config import TrainSpec
+from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.base.tensor import is_sharded, local_part
@@ -68,12 +70,12 @@ def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
     engine = Engine.of(model)
     if engine is not None:
         if engine.has_gradients:
-            return Seen(
-                "deepspeed", "DeepSpeed reduces gradients before they can be seen: local gradients are not seen"
-            )
-        why = (
-            "DeepSpeed keeps gradients and weights in partitions of its own: of gradients the global norm alone is seen"
-        )
+            why = "DeepSpeed reduces gradients before they can be seen: local gradients are not seen"
+            if 1 < engine.stages < ranks:
+                why += f"; it counts ranks stage by stage: stage s is on {ranks // engine.stages} ranks from number "
+                why += f"{ranks // engine.stages} * s on, whatever is shown as their place"
+            return Seen("deepspeed", why)
+        why = "DeepSpeed keeps gradients and weights in copies of its own: of gradients the global norm alone is seen"
         return Seen("deepspeed", why, gradients=False)
     if any(name.startswith("megatron.") for name in names):
         why = "Megatron's DDP reduces gradients in a buffer of its own (main_grad): gradients are not seen"
@@ -116,6 +118,9 @@ class ObservedModel(PlannedRank):
         self.seen = seen_of(model, spec.plan.ranks)
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
         self.engine = Engine.of(model)
+        if self.engine is not None and self.engine.stages > 1:
+            dp, pp = self.engine.place
+            self.coordinates = Coordinates(dp=dp, pp=pp, tp=0)
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.model: torch.nn.Module = inner if self.engine is None else self.engine.module
         self._scale = scale

@@ -108,6 +108,8 @@ class ObservedRun:
         self._steering.tell_settings(0)
         if self._model.seen.unseen:
             self.tell_once("not_seen", self._model.seen.unseen)
+        if self._model.engine is not None and self._model.engine.fault():
+            self.tell_once("loss_scale_lost", self._model.engine.fault())
         if not self._hooks.sees_clipping:
             self.tell_once("clipping_not_seen", "torch before 2.6: gradients are seen after clipping")
         self._begin_step()

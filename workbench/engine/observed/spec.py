@@ -16,12 +16,15 @@ def spec_of(
     kind: str,
     steps: int | None = None,
     precision: str = "fp32",
+    stages: int = 1,
+    micro_batches: int = 1,
     monitor: MonitorSpec | None = None,
 ) -> TrainSpec:
-    """``kind``: how the model is wrapped, or "watched" while that is not known. ``steps``: None if nobody says."""
+    """``kind``: how the model is wrapped, or "watched" while that is not known. ``steps``: None if nobody says.
+    ``stages``: of a pipeline, through which ``micro_batches`` go."""
     return TrainSpec(
         name=name,
-        plan=ParallelPlan(ranks=ranks, framework=OBSERVED, plugin=kind),
+        plan=ParallelPlan(ranks=ranks, framework=OBSERVED, plugin=kind, pp=stages, micro_batches=micro_batches),
         steps=steps or UNKNOWN_STEPS,
         batch_size=0,
         precision=precision,

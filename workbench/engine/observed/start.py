@@ -13,6 +13,7 @@ from workbench.core.config import MonitorSpec, TrainSpec
 from workbench.engine.agree.exchange import Alone, Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.observed.agreement import StoreExchange
+from workbench.engine.observed.deepspeed import Engine
 from workbench.engine.observed.model import in_process, seen_of, wrapper_of
 from workbench.engine.observed.recording import RankRecording
 from workbench.engine.observed.run import ObservedRun
@@ -53,7 +54,11 @@ def start(
         )
     called = wrapper_of(model)
     kind = seen_of(called, ranks).kind
-    spec = spec_of(name, ranks=ranks, kind=kind, steps=steps, precision=_precision(called), monitor=monitor)
+    engine = Engine.of(called)
+    stages = (
+        {} if engine is None or engine.stages == 1 else {"stages": engine.stages, "micro_batches": engine.micro_batches}
+    )
+    spec = spec_of(name, ranks=ranks, kind=kind, steps=steps, precision=_precision(called), monitor=monitor, **stages)
     exchange: Exchange = Alone()
     own: RankRecording | None = None
     try:

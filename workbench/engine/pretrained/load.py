@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from workbench.engine.pretrained.base import FILES
 from workbench.engine.pretrained.directory import PretrainedDirectory, read_directory
 from workbench.errors import ConfigError
 
@@ -51,6 +52,7 @@ def load_pretrained(path: str | Path, *, split: bool = False, field: str = "pret
     found = _named(model, directory, field)
     _fill(model, directory, found, split=split, field=field)
     model.tie_weights()
+    setattr(model, FILES, {own: (directory.tensors[name].resolve(), name) for own, name in found.items()})
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if missing:
         raise ConfigError(

@@ -6,7 +6,7 @@ LoRA: Hu et al. 2021, arXiv 2106.09685. The layers are peft's own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,11 @@ def adapted_layers(model: torch.nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def drops_out(layers: Iterable[Any]) -> bool:
+    """Whether adapters of ``layers`` have dropout."""
+    return any(module.p for layer in layers for module in layer.lora_dropout.values() if hasattr(module, "p"))
 
 
 def merged(model: Any) -> Any:

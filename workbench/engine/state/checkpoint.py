@@ -21,6 +21,7 @@ from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import KeptState
 from workbench.engine.state.background_save import BackgroundSave
+from workbench.engine.state.base_weights import BaseWeights
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
 from workbench.engine.state.layout import Place, RankState, Slot
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain
@@ -41,7 +42,8 @@ class Checkpoints:
     A checkpoint that cannot be written (for example on a full disk) is logged as an event, and training continues. A
     checkpoint that cannot be read changes nothing, as all ranks check it before any of them changes a weight. ``keep``:
     number of automatic checkpoints that are kept (0: all). ``cell``: what the cell keeps beside the model, each rank's
-    own in the rank's file. ``generators``: the cell's own. ``tells``: whether what is saved and removed is logged.
+    own in the rank's file. ``generators``: the cell's own. ``base``: frozen weights that are left out. ``tells``:
+    whether what is saved and removed is logged.
     """
 
     run: Path
@@ -51,6 +53,7 @@ class Checkpoints:
     keep: int = 0
     cell: KeptState | None = None
     generators: Mapping[str, ModuleGenerator] = field(default_factory=dict)
+    base: BaseWeights = field(default_factory=BaseWeights)
     tells: bool = True
 
     @property
@@ -77,19 +80,20 @@ class Checkpoints:
         """
         path = checkpoints.directory(self.run, step) if best is None else checkpoints.best_directory(self.run)
         temporary = path.with_name(path.name + TEMPORARY)
-        about = {"asked": asked, "best": best}
+        base = self.base if self._leaves_base() else None
         copied: list[Any] = []
         with contextlib.ExitStack() as undo:  # also where another rank dies meanwhile
             if self.strategy.rank == 0:
                 undo.callback(shutil.rmtree, temporary, ignore_errors=True)
             reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
-            reason = reason or self._run_and_agree(lambda: copied.extend(self._copied(temporary)))
+            reason = reason or self._run_and_agree(lambda: copied.extend(self._copied(temporary, base)))
             if reason:
                 self.tell_failure(step, reason)
                 return None
             undo.pop_all()
         shards, plain, groups, tied = copied
         document = {"trainer": state, "groups": groups, "tied": tied}
+        about = {"asked": asked, "best": best, "base": base}
         return BackgroundSave(
             temporary,
             shards,
@@ -131,14 +135,21 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(mode=0o700, parents=True)
 
-    def _copied(self, temporary: Path) -> tuple[ShardWriter, dict[str, Any], list[dict[str, Any]], dict[str, str]]:
-        """This rank's shards, copied, what its file says beside them, the options of the parameter groups, and the
-        further names of tied parameters."""
+    def _leaves_base(self) -> bool:
+        """Whether the frozen weights of a pretrained directory are left out. Collective."""
+        return bool(self.base.tensors) and self.control.all_can(self.base.are_unchanged(self._rank_state()))
+
+    def _copied(
+        self, temporary: Path, base: BaseWeights | None
+    ) -> tuple[ShardWriter, dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+        """This rank's shards, copied, but those that ``base`` has; what its file says beside them, the options of the
+        parameter groups, and the further names of tied parameters."""
         held = self._rank_state()
+        left_out = set() if base is None else base.left_out(held)
         writer = ShardWriter(temporary, self.strategy.rank)
         plain: dict[str, Any] = {}
         for slot in held.slots:
-            if slot.mine:
+            if slot.mine and slot.name not in left_out:
                 writer.add(f"weights/{slot.name}", slot.saved.tensor, slot.saved.place)
             plain.update(_add_optimizer_state(writer, slot, held.optimizer))
         if held.saves_buffers:
@@ -168,6 +179,7 @@ class Checkpoints:
         temporary = path.with_name(path.name + TEMPORARY)
         write_index(temporary, step=step, ranks=ranks, plan=self._plan, state=document, **about)
         checkpoints.publish(path)
+        self._tell_what_is_left_out(path, about["base"], step)
         best = about["best"]
         if best is not None:
             self.log.event(EventKind.CHECKPOINT, "best", {"name": best["name"], "value": best["value"]}, step=step)
@@ -178,6 +190,14 @@ class Checkpoints:
         self.log.event(EventKind.CHECKPOINT, "saved", path.name, step=step)
         for removed in removed_steps:
             self.log.event(EventKind.CHECKPOINT, "removed", checkpoints.directory(self.run, removed).name, step=step)
+
+    def _tell_what_is_left_out(self, path: Path, base: BaseWeights | None, step: int) -> None:
+        """Say once how large a checkpoint is, and where the weights are that it does not hold."""
+        if base is None or base.is_told or not self.tells:
+            return
+        base.is_told = True
+        sizes = {"bytes": checkpoints.total_bytes(path), "base_bytes": base.bytes, "directory": base.directory}
+        self.log.event(EventKind.CHECKPOINT, "without_base", sizes, step=step)
 
     def restore(self, path: Path, prepare: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Load a checkpoint into this training and return the trainer's state that was saved with it.
@@ -205,6 +225,7 @@ class Checkpoints:
             )
         load_tensors(reader, held)
         _load_groups(reader, held)
+        self.base.watch(held)
         self._restore_cell(reader, beside, tensors)
         state: dict[str, Any] = reader.index["state"]["trainer"]
         prepare(state)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from workbench.core.config import ParallelPlan
+from workbench.engine.state.base_weights import BaseWeights, check_files
 from workbench.engine.state.layout import Place
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.rundir import checkpoints
@@ -71,8 +72,10 @@ def write_index(
     state: dict[str, Any],
     asked: bool,
     best: dict[str, Any] | None = None,
+    base: BaseWeights | None = None,
 ) -> None:
-    """Write the index of a checkpoint: the shards of every tensor, and a checksum per file."""
+    """Write the index of a checkpoint: the shards of every tensor, and a checksum per file. ``base``: where the tensors
+    are that no rank has written."""
     tensors: dict[str, Any] = {}
     for rank in range(ranks):
         shards = json.loads((directory / rank_file(rank, "json")).read_text(encoding="utf-8"))["tensors"]
@@ -80,6 +83,7 @@ def write_index(
             whole = tensors.setdefault(name, {"shape": entry["shape"], "dtype": entry["dtype"], "shards": []})
             shard = {"file": rank_file(rank, "safetensors"), "dim": entry["dim"], "runs": entry["runs"]}
             whole["shards"].append(shard)
+    elsewhere = {"tensors": {}, "files": {}} if base is None else base.in_index(tensors)
     files = {
         file.name: {"sha256": checkpoints.digest(file), "bytes": file.stat().st_size}
         for file in sorted(directory.iterdir())
@@ -93,8 +97,9 @@ def write_index(
         "ranks": ranks,
         "plan": asdict(plan),
         "state": state,
-        "tensors": tensors,
+        "tensors": {**tensors, **elsewhere["tensors"]},
         "files": files,
+        "base_files": elsewhere["files"],
     }
     _write_json(directory / INDEX_FILE, index)
 
@@ -114,11 +119,14 @@ class ShardReader:
                 self._states[parameter].append(key)
 
     def verify(self, turn: int, turns: int) -> None:
-        """Check the checksums of every ``turns``-th file, beginning with number ``turn``.
+        """Check the checksums of every ``turns``-th file, beginning with number ``turn``, and that the files of a
+        pretrained model that frozen weights are taken from are what they were.
 
         Raises ``RunDirectoryError`` that names a damaged file.
         """
         checkpoints.verify(self.path, sorted(self.index["files"])[turn::turns])
+        base = self.index.get("base_files", {})
+        check_files(self.path, {name: base[name] for name in sorted(base)[turn::turns]})
 
     def expect(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise ``ConfigError`` unless the checkpoint has a tensor of this name and shape, and ``RunDirectoryError``
@@ -133,6 +141,8 @@ class ShardReader:
             raise ConfigError(
                 f"{parameter} is {tuple(entry['shape'])} in the checkpoint {self.path} and {shape} in this model"
             )
+        if "base" in entry:
+            return
         places = [self._place(entry, shard) for shard in entry["shards"]]
         if not any(place.is_whole for place in places):
             found, wanted = sum(place.numel for place in places), torch.Size(shape).numel()
@@ -146,6 +156,8 @@ class ShardReader:
     def part(self, name: str, place: Place) -> torch.Tensor:
         """Return the elements at ``place`` of a tensor: directly if one shard has this place, else from all shards."""
         entry = self.tensors[name]
+        if "base" in entry:
+            return place.of(self._open(entry["base"]["file"]).get_tensor(entry["base"]["name"]).to(torch.float32))
         for shard in entry["shards"]:
             if self._place(entry, shard) == place:
                 return self._open(shard["file"]).get_tensor(name)

@@ -20,6 +20,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "torch ddp": {"ranks": 2, "plugin": "ddp", "framework": "torch"},
     "torch fsdp": {"ranks": 2, "plugin": "fsdp", "framework": "torch"},
     "torch pp": {"ranks": 2, "plugin": "hybrid", "framework": "torch", "pp": 2, "micro_batches": 2},
+    "torch tp": {"ranks": 2, "plugin": "fsdp", "framework": "torch", "tp": 2},
     "hybrid dp": {"ranks": 2, "plugin": "hybrid"},
     "tp": {"ranks": 2, "plugin": "hybrid", "tp": 2},
     "pp": {"ranks": 2, "plugin": "hybrid", "pp": 2, "micro_batches": 2},

@@ -22,7 +22,7 @@ def test_a_rank_that_dies_before_it_is_written_leaves_no_directory(
             raise RuntimeError("Connection closed by peer")
         return here
 
-    monkeypatch.setattr(Checkpoints, "_copied", lambda self, temporary: (None, {}, [], {}))
+    monkeypatch.setattr(Checkpoints, "_copied", lambda self, temporary, base: (None, {}, [], {}))
     parts = [SimpleNamespace(rank=0), SimpleNamespace(all_can=all_can), None]
     with pytest.raises(RuntimeError, match="closed by peer"):
         Checkpoints(tmp_path, *cast(list[Any], parts)).begin(6, {}, asked=False)

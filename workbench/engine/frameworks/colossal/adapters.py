@@ -11,25 +11,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from colossalai.shardformer.layer import Linear1D_Col, Linear1D_Row
+from colossalai.shardformer.layer import FusedLinear1D_Col, Linear1D_Col, Linear1D_Row
+from colossalai.shardformer.layer.qkv_fused_linear import GPT2FusedLinearConv1D_Col, GPT2FusedLinearConv1D_Row
+from colossalai.shardformer.layer.utils import SeqParallelUtils
 
-from workbench.engine.frameworks.colossal.families import Family
-from workbench.engine.pretrained.lora import adapted_layers
+from workbench.engine.frameworks.colossal.families import FAMILIES, Family
+from workbench.engine.pretrained.lora import adapted_layers, drops_out
 from workbench.errors import ConfigError
 
-#: families whose adapted layers were compared with one process, and those layers
-_FAMILIES = ("Llama", "Mistral", "Qwen2")
-_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-
-def _split(upstream: Any, adapter: str, module: Any, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-    """``module`` split by the layer ``upstream``, and the one of its two ``adapter`` matrices that is split with it."""
+def _split(
+    upstream: Any, adapter: str, part_like: Any, module: Any, process_group: Any, *args: Any, **kwargs: Any
+) -> torch.nn.Module:
+    """``module`` split by the layer ``upstream``, and the one of its two ``adapter`` matrices that is split with it by
+    the layer ``part_like``: in the same parts, where the outputs of several layers are in one weight. Where ranks share
+    the positions of a sequence, each computes the other matrix for its own: the gradients of it are added up."""
     if not hasattr(module, "lora_A"):
         return upstream.from_native_module(module, process_group, *args, **kwargs)
     module.base_layer = upstream.from_native_module(module.base_layer, process_group, *args, **kwargs)
-    parts = getattr(module, adapter)
+    own = {name: kwargs[name] for name in ("split_sizes", "seq_parallel_mode") if kwargs.get(name) is not None}
+    parts, whole = getattr(module, adapter), getattr(module, "lora_A" if adapter == "lora_B" else "lora_B")
     for name, part in list(parts.items()):
-        parts[name] = upstream.from_native_module(part, process_group)
+        parts[name] = part_like.from_native_module(part, process_group, **own)
+        if "seq_parallel_mode" in own:
+            SeqParallelUtils.marked_as_sp_partial_derived_param(whole[name].weight)
     return module
 
 
@@ -39,7 +44,7 @@ class ColumnsWithAdapter(Linear1D_Col):
     @staticmethod
     def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """As upstream's."""
-        return _split(Linear1D_Col, "lora_B", module, process_group, *args, **kwargs)
+        return _split(Linear1D_Col, "lora_B", Linear1D_Col, module, process_group, *args, **kwargs)
 
 
 class RowsWithAdapter(Linear1D_Row):
@@ -48,11 +53,34 @@ class RowsWithAdapter(Linear1D_Row):
     @staticmethod
     def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         """As upstream's."""
-        return _split(Linear1D_Row, "lora_A", module, process_group, *args, **kwargs)
+        return _split(Linear1D_Row, "lora_A", Linear1D_Row, module, process_group, *args, **kwargs)
+
+
+class FusedColumnsWithAdapter(GPT2FusedLinearConv1D_Col):
+    """Splits each of the layers whose columns are in one weight, as GPT-2's, with its adapters if it has some."""
+
+    @staticmethod
+    def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        """As upstream's."""
+        return _split(GPT2FusedLinearConv1D_Col, "lora_B", FusedLinear1D_Col, module, process_group, *args, **kwargs)
+
+
+class TransposedRowsWithAdapter(GPT2FusedLinearConv1D_Row):
+    """Splits a linear layer of GPT-2 by rows, with its adapters if it has some."""
+
+    @staticmethod
+    def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        """As upstream's."""
+        return _split(GPT2FusedLinearConv1D_Row, "lora_A", Linear1D_Row, module, process_group, *args, **kwargs)
 
 
 #: upstream's split layer -> the one that also takes an adapted layer
-AROUND_ADAPTERS: dict[Any, Any] = {Linear1D_Col: ColumnsWithAdapter, Linear1D_Row: RowsWithAdapter}
+AROUND_ADAPTERS: dict[Any, Any] = {
+    Linear1D_Col: ColumnsWithAdapter,
+    Linear1D_Row: RowsWithAdapter,
+    GPT2FusedLinearConv1D_Col: FusedColumnsWithAdapter,
+    GPT2FusedLinearConv1D_Row: TransposedRowsWithAdapter,
+}
 
 
 def check_adapters(model: torch.nn.Module, family: Family, axes: Mapping[str, int]) -> None:
@@ -62,20 +90,21 @@ def check_adapters(model: torch.nn.Module, family: Family, axes: Mapping[str, in
         return
     axis, count = next(iter(axes.items()))
     flag = f"--{axis} {count}"
-    if family.title not in _FAMILIES:
+    if not family.adapted:
+        known = ", ".join(each.title for each in FAMILIES.values() if each.adapted)
         raise ConfigError(
-            f"{flag} cannot train LoRA adapters of a {family.title} model; it can for {', '.join(_FAMILIES)}: use "
+            f"{flag} cannot train LoRA adapters of a {family.title} model; it can for {known}: use "
             "--plugin ddp, zero1 or zero2",
             field=f"--{axis}",
         )
-    others = sorted({name.rpartition(".")[2] for name in layers} - set(_LAYERS))
+    others = sorted({name.rpartition(".")[2] for name in layers} - set(family.adapted))
     if others:
         raise ConfigError(
-            f"{flag} cannot train LoRA adapters of {', '.join(others)}; target_modules may be {', '.join(_LAYERS)}: "
-            "leave others out, or use --plugin ddp, zero1 or zero2",
+            f"{flag} cannot train LoRA adapters of {', '.join(others)}; target_modules may be "
+            f"{', '.join(family.adapted)}: leave others out, or use --plugin ddp, zero1 or zero2",
             field="lora",
         )
-    if any(module.p for layer in layers.values() for module in layer.lora_dropout.values() if hasattr(module, "p")):
+    if drops_out(layers.values()):
         raise ConfigError(
             f"{flag} drops other elements than one process would in LoRA adapters: set lora_dropout=0, or use --plugin "
             "ddp, zero1 or zero2",

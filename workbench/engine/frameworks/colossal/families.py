@@ -30,7 +30,7 @@ class Family:
     ``forward``: Colossal-AI's forward pass of the body under a pipeline; "" where its heads have one each. ``body_of``:
     class -> the module that its head calls, where this is not the base model. ``two_stages``: heads with a decoder that
     has to be on one stage. ``needs_mask``: the body reads the attention mask without asking. ``pp_lacks``: entries of a
-    batch that a pipeline does not take.
+    batch that a pipeline does not take. ``adapted``: names of the layers whose LoRA adapters both plans train.
     """
 
     title: str
@@ -42,6 +42,7 @@ class Family:
     two_stages: tuple[str, ...] = ()
     needs_mask: bool = False
     pp_lacks: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
 
     def classes(self, axis: str) -> list[str]:
@@ -61,6 +62,9 @@ _TEXT = "ForSequenceClassification"
 _TOKENS = "ForTokenClassification"
 _ANSWERS = "ForQuestionAnswering"
 
+_GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_FUSED = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+
 #: by the name of the package in ``transformers.models``
 FAMILIES: dict[str, Family] = {
     "llama": Family(
@@ -68,12 +72,14 @@ FAMILIES: dict[str, Family] = {
         prefix="Llama",
         heads=("Model", _LM, _TEXT),
         forward="llama:LlamaPipelineForwards.llama_model_forward",
+        adapted=_GATED,
     ),
     "mistral": Family(
         title="Mistral",
         prefix="Mistral",
         heads=("Model", _LM, _TEXT),
         forward="mistral:MistralForwards.mistral_model_forward",
+        adapted=_GATED,
         pp_lacks=("inputs_embeds",),
     ),
     "qwen2": Family(
@@ -81,6 +87,7 @@ FAMILIES: dict[str, Family] = {
         prefix="Qwen2",
         heads=("Model", _LM, _TEXT),
         forward="qwen2:Qwen2PipelineForwards.qwen2_model_forward",
+        adapted=_GATED,
         refusals=(Refusal(setting="use_sliding_window", axis="pp", instead="use_sliding_window=False"),),
     ),
     "mixtral": Family(
@@ -96,6 +103,7 @@ FAMILIES: dict[str, Family] = {
         prefix="GPT2",
         heads=("Model", "LMHeadModel", "DoubleHeadsModel", _TEXT, _TOKENS, _ANSWERS),
         forward="gpt2:GPT2PipelineForwards.gpt2_model_forward",
+        adapted=("c_attn", "c_proj", "c_fc"),
         pp_lacks=("inputs_embeds",),
     ),
     "gptj": Family(
@@ -103,12 +111,14 @@ FAMILIES: dict[str, Family] = {
         prefix="GPTJ",
         heads=("Model", _LM, _TEXT, _ANSWERS),
         forward="gptj:GPTJPipelineForwards.gptj_model_forward",
+        adapted=("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out"),
     ),
     "opt": Family(
         title="OPT",
         prefix="OPT",
         heads=("Model", _LM, _TEXT, _ANSWERS),
         forward="opt:OPTPipelineForwards.opt_model_forward",
+        adapted=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
         body_of={"OPTModel": "decoder", "OPTForCausalLM": "model.decoder"},
         needs_mask=True,
         pp_lacks=("inputs_embeds",),
@@ -118,6 +128,7 @@ FAMILIES: dict[str, Family] = {
         prefix="Bloom",
         heads=("Model", _LM, _TEXT, _TOKENS, _ANSWERS),
         forward="bloom:BloomPipelineForwards.bloom_model_forward",
+        adapted=_FUSED,
         pp_lacks=("inputs_embeds",),
         refusals=(Refusal(setting="slow_but_exact", axis="tp", instead="slow_but_exact=False"),),
     ),
@@ -126,6 +137,7 @@ FAMILIES: dict[str, Family] = {
         prefix="Falcon",
         heads=("Model", _LM, _TEXT, _TOKENS, _ANSWERS),
         forward="falcon:FalconPipelineForwards.falcon_model_forward",
+        adapted=_FUSED,
         pp_lacks=("inputs_embeds",),
         refusals=(Refusal(setting="alibi", instead="alibi=False"),),
     ),

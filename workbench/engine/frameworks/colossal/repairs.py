@@ -15,6 +15,7 @@ from typing import Any
 import colossalai
 import torch
 
+from workbench.engine.frameworks.colossal.pipeline_parallel.tied_weights import add_up_trained
 from workbench.errors import ConfigError
 
 #: the version whose code the repairs below were written against
@@ -377,6 +378,13 @@ REPAIRS: tuple[Repair, ...] = (
         "Gemini moves slices of chunks between the memory of a device and of its host by the name of the device",
         True,
         _one_memory,
+    ),
+    Repair(
+        "tied-weights",
+        "booster/plugin/hybrid_parallel_plugin.py:135",
+        "stages of a pipeline add up the gradients of tied weights also when they are frozen and have none",
+        False,
+        add_up_trained,
     ),
     Repair(
         "layer-seeds",

@@ -139,12 +139,14 @@ def _dims(
     """The parameters of a layer by their name in the model -> the dim that is cut. Of a layer with adapters these are
     the base layer and that adapter matrix that is split with it."""
     names = {id(parameter): full for full, parameter in model.named_parameters()}
-    cut = "lora_B" if kind == COLUMN else "lora_A"
+    cut, dim = ("lora_B", 0) if kind == COLUMN else ("lora_A", 1)  # of torch.nn.Linear, also in GPT-2's layers
     found = {}
     for inner, parameter in module.named_parameters():
         path, _, leaf = inner.rpartition(".")
-        if leaf in dims and (not path or path == "base_layer" or path.startswith(cut)):
+        if leaf in dims and (not path or path == "base_layer"):
             found[names[id(parameter)]] = dims[leaf]
+        elif path.startswith(f"{cut}."):
+            found[names[id(parameter)]] = dim
     return found
 
 

@@ -17,7 +17,7 @@ from workbench.engine.frameworks.torch.tensor_parallel.families import (
     Family,
     family_of,
 )
-from workbench.engine.pretrained.lora import has_adapters
+from workbench.engine.pretrained.lora import adapted_layers, drops_out
 from workbench.errors import ConfigError, suggest
 
 _FIELD = "tp_plan"
@@ -57,14 +57,14 @@ def is_linear(module: torch.nn.Module) -> bool:
 def plan_of(model: torch.nn.Module, tp: int, own: Any = None) -> TensorPlan:
     """How ``model`` is cut over ``tp`` ranks: by ``own``, the ``tp_plan`` of a cell, or by the plan of its family.
 
-    ``ConfigError`` for a model that is not known and has no plan, or has LoRA adapters, for a plan that names no module
-    or another style, and for sizes that cannot be cut evenly.
+    ``ConfigError`` for a model that is not known and has no plan, for LoRA adapters with dropout, for a plan that names
+    no module or another style, and for sizes that cannot be cut evenly.
     """
-    if has_adapters(model):
+    if drops_out(adapted_layers(model).values()):
         raise ConfigError(
-            f"--tp {tp}: framework torch cannot cut layers that have LoRA adapters: use --framework colossal --plugin "
-            "hybrid, or leave out --tp",
-            field="--tp",
+            f"--tp {tp} drops other elements than one process would in LoRA adapters: set lora_dropout=0, or leave out "
+            "--tp",
+            field="lora",
         )
     if own is not None:
         return _checked(model, own, tp)
@@ -127,12 +127,23 @@ def _checked(model: torch.nn.Module, styles: Any, tp: int, prefix: str | None = 
             names = [users_name(name) for name, _ in model.named_modules() if name]
             raise ConfigError(f"tp_plan[{pattern!r}] matches no module: {suggest(pattern, names)}", field=_FIELD)
         for name, module in matching:
-            reason = _why_not(module, style, tp, shared)
+            parts = _parts(name, module, style)
+            reason = next(filter(None, (_why_not(part, style, tp, shared) for part in parts.values())), "")
             if not reason:
-                modules[name] = (module, style)
+                modules |= {part: (found, style) for part, found in parts.items()}
             elif style not in OPTIONAL:
                 raise ConfigError(f"{name} cannot be cut {style} over --tp {tp}: {reason}", field=_FIELD)
     return TensorPlan(modules)
+
+
+def _parts(name: str, module: Any, style: str) -> dict[str, torch.nn.Module]:
+    """What is cut of a layer: the layer itself; of one with LoRA adapters the layer that they are added to, and the one
+    of their two matrices that has its inputs (rowwise) or its outputs."""
+    if not hasattr(module, "lora_A") or not hasattr(module, "base_layer"):
+        return {name: module}
+    cut = "lora_A" if style == "rowwise" else "lora_B"
+    matrices = {f"{name}.{cut}.{adapter}": matrix for adapter, matrix in getattr(module, cut).items()}
+    return {f"{name}.base_layer": module.base_layer, **matrices}
 
 
 def _matching(model: torch.nn.Module, pattern: str, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
