@@ -157,7 +157,9 @@ def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch
         ("moe2", "moe is not available with colossal: .* A Mixtral trains with --tp 2"),
         ("colossal moe", "moe is not available with colossal"),
         ("cp2", "cp is not available with torch: .* --sequence-parallel split_gather"),
-        ("gemini2 tp2", "--tp 2 needs --plugin hybrid, not gemini"),
+        ("gemini2 tp2", "--tp 2 needs --plugin hybrid or zero1 or zero2, not gemini"),
+        ("zero2 pp2", "--pp 2 needs --plugin hybrid or zero1, not zero2: ZeRO-2 would reduce"),
+        ("zero1 tp2 split-gather", "--sequence-parallel split_gather needs --plugin hybrid, not zero1"),
         ("zero2 dp2 auto-placement", "--placement auto needs --plugin gemini, not zero2"),
         ("torch ddp2 offload", "--offload needs --plugin fsdp, not ddp"),
         ("pp2 zero-bubble", "--schedule zero-bubble: Colossal-AI's adds only the first micro-batch's gradient"),
@@ -171,7 +173,7 @@ def test_what_a_library_has_and_no_plan_offers_is_refused_with_the_reason(plan: 
 def test_what_no_plan_offers_stands_in_the_table() -> None:
     found = capability_table()
     offered = {f"{each.name} {name}" for each in frameworks.usable() for name in each.not_offered}
-    assert offered == {"colossal fsdp", "colossal moe", "colossal ZeRO inside hybrid", "torch cp"}
+    assert offered == {"colossal fsdp", "colossal moe", "torch cp"}
     assert all(any(line.startswith(f"{name} is not offered: ") for line in found.reasons()) for name in offered)
 
 

@@ -59,7 +59,7 @@ class ParallelPlan:
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2``, ``gemini`` (data parallel) or ``hybrid`` (``tp``
     tensor parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of
-    ``schedule``).
+    ``schedule``); ``zero1`` takes these sizes too, ``zero2`` ``tp``.
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
     ``sequence_parallel``: how tensor-parallel ranks share the positions of a sequence between split layers.

@@ -262,6 +262,8 @@ class Framework:
                 able = [other.name for other in self.plugins if option in other.options]
                 shown = flag if value is True else f"{flag} {value}"
                 needs = f"needs --plugin {' or '.join(able)}, not {plugin.name}"
+                reason = plugin.why_not(Capability.PIPELINED) if option == "pp" else ""
+                needs += f": {reason}" if reason else ""
                 cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
                 raise ConfigError(f"{shown} {needs if able else cannot}", field=flag)
         self.check(plan)
