@@ -183,6 +183,11 @@ def test_modes_of_sequence_parallelism_that_no_plan_offers_are_refused(mode: str
         ParallelPlan(ranks=2, plugin="hybrid", tp=2, sequence_parallel=mode)
 
 
+def test_fp8_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"--precision fp8: no plan trains in fp8.*pass --precision bf16"):
+        TrainSpec.from_options({"precision": "fp8"})
+
+
 def test_gemini_asks_for_half_precision() -> None:
     spec = TrainSpec.from_options({"ranks": 2, "plugin": "gemini"})
     with pytest.raises(ConfigError, match=r"fp32: not available with colossal gemini .* pass --precision bf16 or fp16"):

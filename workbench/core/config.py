@@ -28,7 +28,14 @@ from workbench.core.frameworks import (
 from workbench.core.mesh import Mesh
 from workbench.core.rules import criteria
 from workbench.core.rules.intervals import Every, check_interval
-from workbench.core.rules.values import check, check_known, check_least, check_own_types, check_type
+from workbench.core.rules.values import (
+    check,
+    check_known,
+    check_least,
+    check_own_types,
+    check_precision,
+    check_type,
+)
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -282,7 +289,7 @@ class TrainSpec:
                 f"--{name}",
                 f"--{name} must be a finite number of at least 0, not {value!r}",
             )
-        check_known(self.precision, PRECISIONS, "--precision", "precision ")
+        check_precision(self.precision, PRECISIONS)
         check(
             bool(_NAME.fullmatch(self.name)),
             "--name",
