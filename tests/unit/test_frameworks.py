@@ -159,6 +159,11 @@ def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch
         ("cp2", "cp is not available with torch: .* --sequence-parallel split_gather"),
         ("gemini2 tp2", "--tp 2 needs --plugin hybrid or zero1 or zero2, not gemini"),
         ("zero2 pp2", "--pp 2 needs --plugin hybrid or zero1, not zero2: ZeRO-2 would reduce"),
+        (
+            "gemini2 compile",
+            "--compile needs --plugin ddp or hybrid or zero1 or zero2, not gemini: Gemini gathers weights",
+        ),
+        ("torch pp2 compile", "--compile --pp 2: a pipeline of torch cuts the model into blocks"),
         ("zero1 tp2 split-gather", "--sequence-parallel split_gather needs --plugin hybrid, not zero1"),
         ("zero2 dp2 auto-placement", "--placement auto needs --plugin gemini, not zero2"),
         ("torch ddp2 offload", "--offload needs --plugin fsdp, not ddp"),

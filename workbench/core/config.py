@@ -68,6 +68,7 @@ class ParallelPlan:
     tensor parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of
     ``schedule``); ``zero1`` takes these sizes too, ``zero2`` ``tp``.
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
+    ``compile``: ``torch.compile`` compiles the model.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
     ``sequence_parallel``: how tensor-parallel ranks share the positions of a sequence between split layers.
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
@@ -94,6 +95,7 @@ class ParallelPlan:
     placement: str = "static"
     sequence_parallel: str = ""
     sync_batchnorm: bool = False
+    compile: bool = False
     algorithm: str = ""
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ A plan is words, in any order, separated by spaces or commas::
     word      = framework | plugin [ SIZE ] [ ":" algorithm ] | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
     axis      = "dp" | "tp" | "pp"
     switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "offload"
-              | "auto-placement" | "split-gather" | "ring"
+              | "auto-placement" | "split-gather" | "ring" | "compile"
     algorithm = NAME [ ":" NUMBER ] [ "+ef" ]
 
 A size behind a plugin is its data-parallel size: ``ddp2`` is ``ddp dp2``. A plugin whose own name ends in a digit takes
@@ -50,6 +50,7 @@ SWITCHES: Mapping[str, tuple[str, Any]] = MappingProxyType(
         "auto-placement": ("placement", "auto"),
         "split-gather": ("sequence_parallel", "split_gather"),
         "ring": ("sequence_parallel", "ring"),
+        "compile": ("compile", True),
     }
 )
 #: words of other libraries and of papers, without their number -> what to write here, or why there is none
@@ -79,10 +80,6 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
         "zbv": "Colossal-AI's zero-bubble schedule loses gradients: write 'torch pp2 zero-bubble'",
         "dualpipe": "there is no such schedule: write 'torch pp2 zero-bubble'",
         "vpp": "virtual stages are the schedule interleaved: write 'pp2 interleaved'",
-        "compile": (
-            "the cell compiles its model: model = torch.compile(model), or, under torch's pp, block.compile() for each "
-            "block"
-        ),
         "lora": "the cell declares adapters: lora = LoraConfig(...)",
         "gradient-checkpointing": (
             "the cell asks its model: model.gradient_checkpointing_enable(), under all schedules but zero-bubble"

@@ -31,6 +31,7 @@ EVERY_PLUGIN = [(each.name, plugin.name) for each in usable() for plugin in each
         ("zero1 tp2 dp2", {"plugin": "zero1", "tp": 2, "pp": 1, "ranks": 4}),
         ("pp2 zero1 dp2", {"plugin": "zero1", "tp": 1, "pp": 2, "micro_batches": 2, "ranks": 4}),
         ("tp2 ring", {"plugin": "hybrid", "tp": 2, "sequence_parallel": "ring", "ranks": 2}),
+        ("torch ddp2 compile", {"framework": "torch", "plugin": "ddp", "compile": True, "ranks": 2}),
         ("TP2 PP2", {"plugin": "hybrid", "tp": 2, "pp": 2}),
         ("sync-batchnorm ddp2", {"plugin": "ddp", "sync_batchnorm": True, "ranks": 2}),
     ],
