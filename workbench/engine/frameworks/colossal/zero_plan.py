@@ -51,10 +51,9 @@ class ZeroPlan(Plan):
         self._reduction = ZeroReduction(self.optimizer, self.device, self.replicas()) if needs_agreement else None
         turns = {layer: turn for turn, layer in enumerate(self.names.layers)}
         self._axes = {id(item.parameter): self._split_over(item) for item in self.held}
+        self._counted = [item for item in self.held if not item.foreign]
         self._told = [
-            item
-            for item in self.held
-            if not item.foreign and (item.sharded or turns[item.layer] % self.mesh.tp == self.here.tp)
+            item for item in self._counted if item.sharded or turns[item.layer] % self.mesh.tp == self.here.tp
         ]
 
     def replicas(self) -> Any:
@@ -146,7 +145,7 @@ class ZeroPlan(Plan):
     def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
         scale = self.loss_scale()
         parts = []
-        for item in self.held if all_held else self._told:
+        for item in self._counted if all_held else self._told:
             part = (
                 self.optimizer.get_working_grad_by_param_id(id(item.parameter)) if is_in(item.layer, wanted) else None
             )
