@@ -28,7 +28,7 @@ from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin, 
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.recipe import recipe
 from workbench.engine.frameworks.colossal import repairs
-from workbench.engine.frameworks.colossal.gloo_accelerator import GlooAccelerator
+from workbench.engine.frameworks.colossal.startup.gloo_accelerator import GlooAccelerator
 
 
 def parsed() -> argparse.Namespace:

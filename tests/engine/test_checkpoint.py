@@ -99,6 +99,23 @@ def test_another_plan_reads_it(run_kept, model: str, first: dict[str, Any], seco
     assert begun[1] == pytest.approx(begun[0][4:], abs=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("model", "first", "second"),
+    [
+        ("gpt2", ZERO | {"tp": 2}, TP | PP | {"clip": 1e3}),
+        ("tied", PP | {"plugin": "zero1"}, ZERO | {"tp": 2, "offload": True}),
+        ("tied", FSDP | {"tp": 2}, ZERO | {"tp": 2}),
+    ],
+    ids=["zero1 tp2", "zero1 pp2", "fsdp tp2"],
+)
+def test_slices_of_parts_are_read_by_another_plan(run_kept, model: str, first: dict[str, Any], second: dict[str, Any]):
+    found = run_kept(4, "tests.engine.steered:resumed", model=model, options=first, second=second, steps=6)
+    begun = [_mean(rank["first"]["rows"] for rank in found), _mean(rank["again"]["rows"] for rank in found)]
+    assert begun[1] == pytest.approx(begun[0][-len(begun[1]) :], abs=2e-5)
+    state = found[0]["first"]
+    assert len(state["rows"]) > len(begun[1]) > 0
+
+
 def test_another_plan_reads_what_gemini_wrote_and_gemini_what_another_wrote(run_kept):
     """In bf16 the losses of the two plans differ by what rounding does, which is less than a step's progress."""
     half = ZERO | {"precision": "bf16"}

@@ -32,6 +32,7 @@ def _columns(found: list[dict], table: str) -> dict[str, np.ndarray]:
     [
         *[(2, "gpt2", plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "zero2"}, TP, PP)],
         (4, "llama", TP),
+        (4, "gpt2", {**TP, "plugin": "zero1"}),
         (4, "plain", {"plugin": "zero1"}),
     ],
     ids=str,

@@ -43,6 +43,8 @@ CASES = [
     (2, "llama", PP, 1, "late"),
     (2, "llama", {**STAGES, "schedule": "interleaved"}, 1, "late"),
     (4, "llama", TP, 3, "llama"),
+    (4, "llama", {**PP, **ZERO1}, 3, "late"),
+    (4, "gpt2", {**ZERO1, "tp": 2}, 2, "gpt2"),
     *[
         (2, "gpt2", plan, 0, "gpt2") for plan in (DDP, TP, PP, STAGES)
     ],  # with dropout, which must fall the same way again

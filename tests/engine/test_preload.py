@@ -12,7 +12,7 @@ import pytest
 
 _SCRIPT = """
 import json, os, sys, threading
-from workbench.engine.frameworks.colossal.preload import load
+from workbench.engine.frameworks.colossal.startup.preload import load
 load()
 import torch
 kept = [name for name in ("peft", "bitsandbytes", "sklearn", "pandas", "deepspeed") if name in sys.modules]

@@ -110,6 +110,7 @@ CASES = {
     "zero1, accumulate": ("normed", ZERO, BY_PIECES, 10),
     "ddp": ("llama", DDP, CHANGES, 14),
     "zero1": ("llama", ZERO, CHANGES, 14),
+    "zero1, tp2": ("llama", ZERO | {"tp": 2}, CHANGES, 14),
     "fsdp": ("llama", FSDP, CHANGES, 14),
     "deepspeed": ("llama", DEEPSPEED, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),

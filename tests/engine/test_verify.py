@@ -14,8 +14,8 @@ from workbench.core.frameworks import PLUGIN_OPTIONS, Feature, usable
 from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
 
-#: options that a pipeline, a model with batch normalisation or a GPU needs, that only say where values are kept, or
-#: under which losses are others
+#: options that a pipeline, a model with batch normalisation or a GPU needs, that only say where values are kept, under
+#: which losses are others, or that wait for a compiler (tests/engine/test_gradients.py has compiled models)
 NOT_ALONE = (
     "micro_batches",
     "sync_batchnorm",
@@ -24,6 +24,7 @@ NOT_ALONE = (
     "placement",
     "offload",
     "algorithm",
+    "compile",
 )
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 

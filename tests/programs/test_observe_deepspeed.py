@@ -1,19 +1,17 @@
 """Loops around DeepSpeed's engines, observed on two ranks.
 
-DeepSpeed is installed beside the environment: transformers imports it wherever it is installed, and each process that
-imports transformers would wait for it.
+They run in the environment that `workbench env create deepspeed` makes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.optional import beside
+from tests.environments import interpreter
 from tests.programs.test_observe_odd import TORCHRUN, run_script, warnings
 from workbench import Run
 
@@ -33,10 +31,7 @@ TOLERANCES = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     out = tmp_path_factory.mktemp("deepspeed")
-    more = [str(beside("deepspeed")), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(more))
-        run_script(out, *TORCHRUN, str(SCRIPT))
+    run_script(out, *TORCHRUN, str(SCRIPT), python=interpreter("deepspeed"))
     return dict(json.loads((out / "found.json").read_text()))
 
 

@@ -20,11 +20,11 @@ WAIT_S = 600.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def run_script(out: Path, *words: str) -> None:
+def run_script(out: Path, *words: str, python: str = sys.executable) -> None:
     places = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(
-        [sys.executable, *words, str(out)],
+        [python, *words, str(out)],
         env={**ours, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "WORKBENCH_HOME": str(out / "runs")},
         capture_output=True,
         text=True,

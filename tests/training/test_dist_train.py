@@ -213,7 +213,7 @@ def test_nothing_starts_when_the_request_is_wrong(shell: InteractiveShell, two_r
     before = sorted(runs.iterdir())
     for line, cell, words in (
         ("-n 2 --quiet", CELL.replace("model =", "modell ="), "does not define model"),
-        ("--recipe stdlib-llama -n 2 --tp 2 --plugin zero1 --quiet", None, "needs --plugin hybrid"),
+        ("--recipe stdlib-llama -n 2 --tp 2 --plugin ddp --quiet", None, "needs --plugin hybrid"),
         ("--recipe stdlib-llama -n 2 --batch-size 3 --quiet", None, "use 4"),
     ):
         with pytest.raises(ConfigError, match=words):

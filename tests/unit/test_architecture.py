@@ -171,7 +171,7 @@ def test_no_module_is_imported_by_a_hidden_name() -> None:
 PLUGIN_LOADERS = {
     "workbench",
     "workbench.cluster.server.warm",
-    "workbench.engine.frameworks.colossal.lean_import",
+    "workbench.engine.frameworks.colossal.startup.lean_import",
     "workbench.engine.preload",
     "workbench.engine.watch.host.gpu_reader",
     "workbench.export",

@@ -157,7 +157,14 @@ def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch
         ("moe2", "moe is not available with colossal: .* A Mixtral trains with --tp 2"),
         ("colossal moe", "moe is not available with colossal"),
         ("cp2", "cp is not available with torch: .* --sequence-parallel split_gather"),
-        ("gemini2 tp2", "--tp 2 needs --plugin hybrid, not gemini"),
+        ("gemini2 tp2", "--tp 2 needs --plugin hybrid or zero1 or zero2, not gemini"),
+        ("zero2 pp2", "--pp 2 needs --plugin hybrid or zero1, not zero2: ZeRO-2 would reduce"),
+        (
+            "gemini2 compile",
+            "--compile needs --plugin ddp or hybrid or zero1 or zero2, not gemini: Gemini gathers weights",
+        ),
+        ("torch pp2 compile", "--compile --pp 2: a pipeline of torch cuts the model into blocks"),
+        ("zero1 tp2 split-gather", "--sequence-parallel split_gather needs --plugin hybrid, not zero1"),
         ("zero2 dp2 auto-placement", "--placement auto needs --plugin gemini, not zero2"),
         ("torch ddp2 offload", "--offload needs --plugin fsdp, not ddp"),
         ("pp2 zero-bubble", "--schedule zero-bubble: Colossal-AI's adds only the first micro-batch's gradient"),
@@ -172,7 +179,7 @@ def test_what_no_plan_offers_stands_in_the_table() -> None:
     found = capability_table()
     offered = {f"{each.name} {name}" for each in frameworks.usable() for name in each.not_offered}
     of_deepspeed = {"deepspeed ddp", "deepspeed pipeline", "deepspeed zero3"}
-    assert offered == {"colossal fsdp", "colossal moe", "colossal ZeRO inside hybrid", "torch cp"} | of_deepspeed
+    assert offered == {"colossal fsdp", "colossal moe", "torch cp"} | of_deepspeed
     assert all(any(line.startswith(f"{name} is not offered: ") for line in found.reasons()) for name in offered)
 
 
@@ -180,6 +187,11 @@ def test_what_no_plan_offers_stands_in_the_table() -> None:
 def test_modes_of_sequence_parallelism_that_no_plan_offers_are_refused(mode: str) -> None:
     with pytest.raises(ConfigError, match=f"--sequence-parallel {mode}: .* use split_gather or ring"):
         ParallelPlan(ranks=2, plugin="hybrid", tp=2, sequence_parallel=mode)
+
+
+def test_fp8_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigError, match=r"--precision fp8: no plan trains in fp8.*pass --precision bf16"):
+        TrainSpec.from_options({"precision": "fp8"})
 
 
 def test_gemini_asks_for_half_precision() -> None:

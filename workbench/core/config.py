@@ -28,7 +28,14 @@ from workbench.core.frameworks import (
 from workbench.core.mesh import Mesh
 from workbench.core.rules import criteria
 from workbench.core.rules.intervals import Every, check_interval
-from workbench.core.rules.values import check, check_known, check_least, check_own_types, check_type
+from workbench.core.rules.values import (
+    check,
+    check_known,
+    check_least,
+    check_own_types,
+    check_precision,
+    check_type,
+)
 from workbench.core.watches import parse_watch
 from workbench.errors import ConfigError, SchemaError, suggest
 
@@ -59,8 +66,9 @@ class ParallelPlan:
     ``framework``: the name of an entry point of the group ``dist_workbench.frameworks``. ``plugin``: one of the
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2``, ``gemini`` (data parallel) or ``hybrid`` (``tp``
     tensor parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of
-    ``schedule``).
+    ``schedule``); ``zero1`` takes these sizes too, ``zero2`` ``tp``.
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
+    ``compile``: ``torch.compile`` compiles the model.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
     ``sequence_parallel``: how tensor-parallel ranks share the positions of a sequence between split layers.
     ``no_reshard``: parameters that were gathered for the forward pass are kept for the backward pass.
@@ -87,6 +95,7 @@ class ParallelPlan:
     placement: str = "static"
     sequence_parallel: str = ""
     sync_batchnorm: bool = False
+    compile: bool = False
     algorithm: str = ""
 
     def __post_init__(self) -> None:
@@ -282,7 +291,7 @@ class TrainSpec:
                 f"--{name}",
                 f"--{name} must be a finite number of at least 0, not {value!r}",
             )
-        check_known(self.precision, PRECISIONS, "--precision", "precision ")
+        check_precision(self.precision, PRECISIONS)
         check(
             bool(_NAME.fullmatch(self.name)),
             "--name",

@@ -139,6 +139,8 @@ FLAGS = (
          default="off"),
     Flag(names=("--sync-batchnorm",), option="sync_batchnorm", kind=None, group=SPREAD,
          help="synchronize BatchNorm: statistics of the global batch instead of each rank's share"),
+    Flag(names=("--compile",), option="compile", kind=None, group=SPREAD,
+         help="compile the model with torch.compile (all plugins but gemini); the first step waits for the compiler"),
     Flag(names=("--algorithm",), option="algorithm", kind=str, group=SPREAD, metavar="NAME[:NUMBER][+ef]",
          help=f"gradient compression (ddp): {', '.join(algorithms.names())}; +ef: with error feedback",
          default="none"),

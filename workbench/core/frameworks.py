@@ -89,8 +89,15 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
         "placement": "static",
         "sequence_parallel": "",
         "sync_batchnorm": False,
+        "compile": False,
         "algorithm": "",
     }
+)
+
+
+#: options of a plan -> what a plugin needs for them
+_ASKED_BY_OPTION: Mapping[str, Capability | Feature] = MappingProxyType(
+    {"pp": Capability.PIPELINED, "compile": Feature.COMPILED}
 )
 
 
@@ -148,6 +155,10 @@ class PlanOptions(Protocol):
     @property
     def sync_batchnorm(self) -> bool:
         """Whether batch normalisation uses the statistics of the whole batch."""
+
+    @property
+    def compile(self) -> bool:
+        """Whether ``torch.compile`` compiles the model before it is spread over the ranks."""
 
     @property
     def algorithm(self) -> str:
@@ -266,6 +277,9 @@ class Framework:
                 able = [other.name for other in self.plugins if option in other.options]
                 shown = flag if value is True else f"{flag} {value}"
                 needs = f"needs --plugin {' or '.join(able)}, not {plugin.name}"
+                asked = _ASKED_BY_OPTION.get(option)
+                reason = plugin.why_not(asked) if asked is not None else ""
+                needs += f": {reason}" if reason else ""
                 cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
                 raise ConfigError(f"{shown} {needs if able else cannot}", field=flag)
         self.check(plan)

@@ -6,13 +6,13 @@ A plan is words, in any order, separated by spaces or commas::
     word      = framework | plugin [ SIZE ] [ ":" algorithm ] | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
     axis      = "dp" | "tp" | "pp"
     switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "offload"
-              | "auto-placement" | "split-gather" | "ring"
+              | "auto-placement" | "split-gather" | "ring" | "compile"
     algorithm = NAME [ ":" NUMBER ] [ "+ef" ]
 
 A size behind a plugin is its data-parallel size: ``ddp2`` is ``ddp dp2``. A plugin whose own name ends in a digit takes
 none: ``zero2`` is ZeRO stage 2, and ``zero2 dp4`` that on 4 ranks. Without a framework, that of the plugin is meant;
 without a plugin, the first that takes the sizes. Sizes that are written give the number of ranks; ``zero2`` alone
-leaves it to ``-n``.
+leaves it to ``-n``. Capital letters count as small ones.
 """
 
 from __future__ import annotations
@@ -50,8 +50,57 @@ SWITCHES: Mapping[str, tuple[str, Any]] = MappingProxyType(
         "auto-placement": ("placement", "auto"),
         "split-gather": ("sequence_parallel", "split_gather"),
         "ring": ("sequence_parallel", "ring"),
+        "compile": ("compile", True),
     }
 )
+#: words of other libraries and of papers, without their number -> what to write here, or why there is none
+ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "ep": (
+            "expert parallelism puts the experts of a layer on different data-parallel ranks, an axis that plans here "
+            "do not have: every rank computes its share of all experts with tp2, pp2, 'zero1 dp2 tp2' or 'fsdp2 tp2'"
+        ),
+        "zero": "write zero1 or zero2; ZeRO-3, which splits the weights too, is fsdp2 (torch) or gemini2 (Colossal-AI)",
+        "zero0": "ZeRO-0 splits nothing: write ddp2, or tp2 or pp2 without a plugin",
+        "zero3": "ZeRO-3, which splits the weights too, is fsdp2 (torch) or gemini2 (Colossal-AI)",
+        "hsdp": "hybrid sharding is fsdp4 replicate2: groups of ranks that each hold all shards",
+        "sp": (
+            "sequence parallelism shares positions over the tensor-parallel ranks: write 'tp2 split-gather' or "
+            "'tp2 ring'"
+        ),
+        "all-to-all": (
+            "Colossal-AI gives it ranks beside those of tp, an axis that plans here do not have: write "
+            "'tp2 split-gather'"
+        ),
+        "ring-attn": (
+            "Colossal-AI's ring attention needs flash_attn, which runs on GPUs only, and its gradients in fp32 "
+            "overwrite each other: write 'tp2 ring'"
+        ),
+        "1f1b": "1F1B is the schedule of a pipeline that names none: leave it out",
+        "zbv": "Colossal-AI's zero-bubble schedule loses gradients: write 'torch pp2 zero-bubble'",
+        "dualpipe": "there is no such schedule: write 'torch pp2 zero-bubble'",
+        "vpp": "virtual stages are the schedule interleaved: write 'pp2 interleaved'",
+        "lora": "the cell declares adapters: lora = LoraConfig(...)",
+        "gradient-checkpointing": (
+            "the cell asks its model: model.gradient_checkpointing_enable(), under all schedules but zero-bubble"
+        ),
+        "observed": "%dist_train starts no loop of another library: call workbench.observe(model, optimizer) in it",
+        **{name: f"precision is no part of a plan: pass --precision {name}" for name in ("fp32", "bf16", "fp16")},
+        "fp8": "no plan trains in fp8: pass --precision bf16",
+    }
+)
+#: other spellings of these words
+_SPELT = {
+    "ulysses": "all-to-all",
+    "ring-attention": "ring-attn",
+    "zero-bubble-v": "zbv",
+    "interleaved-1f1b": "vpp",
+    "checkpointing": "gradient-checkpointing",
+    "ac": "gradient-checkpointing",
+    "megatron": "observed",
+    "accelerate": "observed",
+    "lightning": "observed",
+}
 #: all options that a plan stands for
 OPTIONS = ("ranks", "framework", "plugin", *PLUGIN_OPTIONS)
 _SPLIT = ("tp", "pp")
@@ -72,7 +121,10 @@ def read(text: str, *, chosen: str = "") -> dict[str, Any]:
     for word in _words(text):
         for option, value in _meaning(word, text).items():
             if option in found:
-                raise ConfigError(f"--plan {text!r} sets {_called(option)} twice: leave out {word!r}", field=_FIELD)
+                one = f"{found[option]!r} or " if option == "plugin" and found[option] != value else ""
+                raise ConfigError(
+                    f"--plan {text!r} sets {_called(option)} twice: leave out {one}{word!r}", field=_FIELD
+                )
             found[option] = value
     written = found.get("framework", chosen)
     if "plugin" in found and not written:
@@ -170,12 +222,13 @@ def _meaning(word: str, text: str) -> dict[str, Any]:
     plugin, colon, algorithm = word.partition(":")
     if colon:
         return {**_meaning(plugin, text), "algorithm": algorithms.chosen(algorithm).text}
+    plugins = _plugins()
+    word = word if word in (*SWITCHES, *installed(), *plugins) else word.lower()
     if word in SWITCHES:
         option, value = SWITCHES[word]
         return {option: value}
     if word in installed():
         return {"framework": word}
-    plugins = _plugins()
     if word in plugins:
         return {"plugin": word}
     name, number = _split(word)
@@ -183,13 +236,23 @@ def _meaning(word: str, text: str) -> dict[str, Any]:
         return {COUNTS[name]: number}
     if name in plugins and number is not None:
         return {"plugin": name, "dp": number}
+    raise _refused(word, name, number, text)
+
+
+def _refused(word: str, name: str, number: int | None, text: str) -> ConfigError:
+    """Why ``word``, which is ``name`` with ``number``, is no word of a plan."""
     for each in usable():
         if name in each.not_offered or word in each.not_offered:
             each.plugin(name if name in each.not_offered else word)  # which says why
+    for spelt in (word.replace("_", "-"), name.replace("_", "-")):
+        if _SPELT.get(spelt, spelt) in ELSEWHERE:
+            return ConfigError(f"--plan {text!r}: {word}: {ELSEWHERE[_SPELT.get(spelt, spelt)]}", field=_FIELD)
+    if name in algorithms.names():
+        return ConfigError(f"--plan {text!r}: write an algorithm behind its plugin, as in ddp2:{name}", field=_FIELD)
     if word in COUNTS:
-        raise ConfigError(f"--plan {text!r}: {word} needs a number, such as {word}2", field=_FIELD)
-    known = [*plugins, *(f"{count}{number or 2}" for count in COUNTS), *SWITCHES, *installed()]
-    raise ConfigError(f"--plan {text!r}: unknown word {word!r}: {suggest(word, known)}", field=_FIELD)
+        return ConfigError(f"--plan {text!r}: {word} needs a number, such as {word}2", field=_FIELD)
+    known = [*_plugins(), *(f"{count}{number or 2}" for count in COUNTS), *SWITCHES, *installed()]
+    return ConfigError(f"--plan {text!r}: unknown word {word!r}: {suggest(word, known)}", field=_FIELD)
 
 
 def _split(word: str) -> tuple[str, int | None]:

@@ -37,6 +37,7 @@ from workbench.engine.failure import PeerFailed, noted_failure
 from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.torch_common.cells.cell_evaluation import CellEvaluation
 from workbench.engine.frameworks.torch_common.cells.workload import workload_from_cell
+from workbench.engine.frameworks.torch_common.compiled_model import compile_if_asked
 from workbench.engine.frameworks.torch_common.device import rank_device
 from workbench.engine.frameworks.torch_common.exchange import exchange_of
 from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
@@ -347,6 +348,7 @@ def _agreed_workload(path: Path, spec: TrainSpec, strategy: Strategy) -> Workloa
     failure: BaseException | None = None
     try:
         workload = build_workload(path, spec)
+        compile_if_asked(workload, spec)
         strategy.check(spec, workload)
     except BaseException as error:  # answered below, on every rank
         failure = error

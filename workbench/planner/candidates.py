@@ -33,6 +33,8 @@ def _of_plugin(framework: Framework, plugin: Plugin, ranks: int, given: Mapping[
         return
     for tp in _sizes("tp", takes, ranks, given):
         for pp in _sizes("pp", takes, ranks // tp, given):
+            if tp * pp == ranks > 1 and _splits_state_only(plugin) and given.get("plugin") != plugin.name:
+                continue  # one data-parallel rank has nobody to split the state with
             # other plugins of the framework train it without splitting anything
             if (
                 tp * pp > 1
@@ -45,6 +47,10 @@ def _of_plugin(framework: Framework, plugin: Plugin, ranks: int, given: Mapping[
 
 def _splits_state(plugin: Plugin) -> bool:
     return plugin.shares is not None and plugin.shares.state
+
+
+def _splits_state_only(plugin: Plugin) -> bool:
+    return plugin.shares is not None and plugin.shares.state and not plugin.shares.parameters
 
 
 def _sizes(axis: str, takes: list[str], ranks: int, given: Mapping[str, Any]) -> list[int]:

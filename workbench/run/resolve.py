@@ -55,7 +55,7 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     """Return ``base`` overridden by ``overrides``, without those options of the base's plan that conflict with them.
 
     These options of the base are removed, and take their defaults in ``resolve``: options that a plugin in
-    ``overrides`` does not take (tp with ``--plugin zero1``); a plugin that does not take the ``tp`` or ``pp`` in
+    ``overrides`` does not take (tp with ``--plugin ddp``); a plugin that does not take the ``tp`` or ``pp`` in
     ``overrides`` (``ddp`` with ``--tp 2``); the plugin of another framework; micro-batches that are fewer than the new
     number of stages, or that one stage does not need; and a number of ranks that the new ``tp * pp`` does not divide.
     Contradictions within ``base`` or within ``overrides`` are kept and raise an error later. A plan in words

@@ -185,7 +185,9 @@ def _slice_cosines(rows: Columns, keys: _Keys, wanted: np.ndarray) -> np.ndarray
     """Cosines over the ranks' own slices, of the rows of ``combine`` whose reduced ones are ``wanted``."""
     number = keys.row(keys.step, 1, keys.layer, keys.rank)
     slices = np.flatnonzero(keys.scope == "slice")
-    own = np.flatnonzero((keys.scope == "reduced") & (np.asarray(rows["sharded"], dtype=object) == "dp"))
+    own = np.flatnonzero(
+        (keys.scope == "reduced") & np.isin(np.asarray(rows["sharded"], dtype=object), ("dp", "dp+tp"))
+    )
     of_slice, of_own = _Places(number[slices]).find(wanted), _Places(number[own]).find(wanted)
     sum_sq = np.asarray(rows["sum_sq"], dtype=float)
     square = _taken(sum_sq[slices], of_slice) * _taken(sum_sq[own], of_own)

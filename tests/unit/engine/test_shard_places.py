@@ -3,6 +3,7 @@ once."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,30 @@ def test_the_parts_of_all_ranks_are_the_parameter(*, dp: int, tp: int, rows: int
             told += count
     assert torch.equal(put, whole)
     assert torch.equal(told, torch.ones_like(whole)), "each element counts once in norms and statistics"
+
+
+@settings(deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    dim=st.integers(0, 2),
+    runs=st.lists(st.tuples(st.integers(0, 1), st.integers(1, 2)), min_size=1, max_size=3),
+    first=st.integers(0, 80),
+    length=st.integers(0, 80),
+)
+def test_a_slice_of_a_part_is_where_its_elements_are_in_the_whole(*, shape, dim, runs, first, length) -> None:
+    dim = dim % len(shape)
+    begin, placed = 0, []
+    for gap, size in runs:
+        placed.append((begin + gap, size))
+        begin += gap + size
+    shape[dim] = begin + 1
+    whole = torch.arange(math.prod(shape)).view(shape)
+    part = Place(tuple(shape), dim, tuple(placed))
+    flat = part.of(whole).reshape(-1)
+    first, length = min(first, flat.numel()), min(length, max(0, flat.numel() - first))
+    piece = part.slice_of(first, length)
+    assert torch.equal(piece.of(whole), flat[first : first + length])
+    assert torch.equal(piece.slice_of(0, length // 2).of(whole), flat[first : first + length // 2])
 
 
 @pytest.mark.parametrize(("groups", "expected"), [(1, [[0, 1, 2, 3]] * 2), (2, [[0, 1], [2, 3]])])

@@ -74,8 +74,21 @@ def test_every_split_that_divides_the_ranks_is_a_candidate():
 
 
 def test_given_options_stay():
-    assert options_of(4, tp=2, framework="colossal") == [("colossal", "hybrid", 2, 1), ("colossal", "hybrid", 2, 2)]
-    assert options_of(4, plugin="zero1") == [("colossal", "zero1", 1, 1), ("deepspeed", "zero1", 1, 1)]
+    hybrid = [("colossal", "hybrid", 2, 1), ("colossal", "hybrid", 2, 2)]
+    assert options_of(4, plugin="hybrid", tp=2, framework="colossal") == hybrid
+    assert options_of(4, plugin="fsdp", tp=2) == [("torch", "fsdp", 2, 1)]
+
+
+def test_plans_that_only_split_state_are_those_with_somebody_to_split_it_with():
+    assert options_of(4, plugin="zero1", framework="colossal") == [
+        ("colossal", "zero1", tp, pp) for tp, pp in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))
+    ]
+    state = [("colossal", name, 2, 1) for name in ("zero1", "zero2")]
+    assert options_of(4, tp=2, framework="colossal") == [
+        ("colossal", "hybrid", 2, 1),
+        ("colossal", "hybrid", 2, 2),
+        *state,
+    ]
 
 
 def test_a_thousand_ranks_are_arithmetic():

@@ -51,11 +51,11 @@ def test_options_and_cell_come_from_the_run(run: Path) -> None:
 
 
 def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
-    overrides = {"resume": str(run), "plugin": "zero1", "lr": 0.5, "steps": 60}
+    overrides = {"resume": str(run), "plugin": "ddp", "lr": 0.5, "steps": 60}
     asked = resolve(overrides, cell=OTHER_CELL, default_ranks=2)
     assert asked.cell == OTHER_CELL and asked.spec.resume.endswith("@10"), "the newest is the one written last"
     spec = asked.spec
-    assert (spec.plan.plugin, spec.plan.tp, spec.lr, spec.steps) == ("zero1", 1, 0.5, 60)
+    assert (spec.plan.plugin, spec.plan.tp, spec.lr, spec.steps) == ("ddp", 1, 0.5, 60)
     other = resolve({"resume": "first@20", "pp": 2, "tp": 1, "accumulate": 1}, default_ranks=2).spec.plan
     assert (other.pp, other.tp, other.micro_batches) == (2, 1, 2)
 

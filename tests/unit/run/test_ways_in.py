@@ -223,9 +223,10 @@ def branch_of_a_live_run(run: Path, changes: str) -> None:
 @pytest.mark.parametrize(
     ("base", "overrides", "plan"),
     [
-        (HYBRID, {"plugin": "zero1"}, ("zero1", 1, 1, 1)),
+        (HYBRID, {"plugin": "zero1"}, ("zero1", 2, 2, 2)),
         (HYBRID, {"plugin": "ddp"}, ("ddp", 1, 1, 1)),
-        (HYBRID, {"plugin": "zero2", "ranks": 2}, ("zero2", 1, 1, 1)),
+        (HYBRID, {"plugin": "zero2", "ranks": 2}, ("zero2", 2, 1, 1)),
+        (HYBRID, {"plugin": "gemini", "precision": "bf16"}, ("gemini", 1, 1, 1)),
         (HYBRID, {"pp": 1}, ("hybrid", 2, 1, 1)),
         (HYBRID, {"tp": 1, "pp": 4}, ("hybrid", 1, 4, 4)),
         (HYBRID, {"tp": 1}, ("hybrid", 1, 2, 2)),
@@ -247,7 +248,7 @@ def test_overrides_win_and_what_they_leave_no_room_for_falls_back(
 @pytest.mark.parametrize(
     ("base", "overrides", "words"),
     [
-        (HYBRID, {"plugin": "zero1", "tp": 2}, "--tp 2 needs --plugin hybrid, not zero1"),
+        (HYBRID, {"plugin": "ddp", "tp": 2}, "--tp 2 needs --plugin hybrid or zero1 or zero2, not ddp"),
         (DDP, {"plugin": "ddp", "pp": 2}, "--pp 2 needs --plugin hybrid"),
         ({"recipe": "stdlib-llama", "micro_batches": "2"}, {"pp": 2}, "--micro-batches must be a whole number"),
     ],

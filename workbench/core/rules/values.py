@@ -60,6 +60,13 @@ def check_known(value: str, known: Collection[str], flag: str, what: str = "") -
         raise ConfigError(f"unknown {what}{value!r}: {suggest(value, known)}", field=flag)
 
 
+def check_precision(value: str, known: Collection[str]) -> None:
+    """Raise ``ConfigError`` for a precision that is none of ``known``, or that no plan has."""
+    has_none = "no plan trains in fp8, and CPU ranks have no kernels for it: pass --precision bf16"
+    check(value != "fp8", "--precision", f"--precision fp8: {has_none}")
+    check_known(value, known, "--precision", "precision ")
+
+
 def check_least(spec: Any, name: str, least: int) -> None:
     """Raise ``ConfigError`` when the option ``name`` of ``spec`` is below ``least``."""
     value, flag = getattr(spec, name), flag_of(name)

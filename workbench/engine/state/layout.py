@@ -51,6 +51,18 @@ class Place:
             return along
         return math.prod(size for dim, size in enumerate(self.shape) if dim != self.dim) * along
 
+    def slice_of(self, first: int, length: int) -> Place:
+        """The elements ``first`` to ``first + length`` of the rank's part, flattened."""
+        if self.dim is None:
+            return Place(self.shape, None, part_of(self.runs, first, length))
+        size, inner = self.shape[self.dim], math.prod(self.shape[self.dim + 1 :])
+        own = inner * sum(each for _, each in self.runs)
+        if not own or not length:
+            return Place(self.shape, None, ((0, 0),))
+        outer = range(first // own, -(-(first + length) // own))
+        runs = [((row * size + begin) * inner, each * inner) for row in outer for begin, each in self.runs]
+        return Place(self.shape, None, part_of(runs, first - outer.start * own, length))
+
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """The rank's part of the whole tensor."""
         if self.is_whole:
@@ -187,6 +199,17 @@ def place_of(parameter: torch.Tensor, shape: Sequence[int], tp: int) -> Place:
     cut = shard(torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape))
     along = cut.movedim(dim, 0).reshape(cut.shape[dim], -1)[:, 0].tolist()
     return Place(shape, dim, runs_of(along))
+
+
+def part_of(runs: Sequence[tuple[int, int]], first: int, length: int) -> Runs:
+    """The elements ``first`` to ``first + length`` of those that ``runs`` name."""
+    found, start = [], 0
+    for begin, size in runs:
+        low, high = max(first, start), min(first + length, start + size)
+        if low < high:
+            found.append((begin + low - start, high - low))
+        start += size
+    return tuple(found) or ((0, 0),)
 
 
 def runs_of(numbers: Sequence[int]) -> Runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from workbench.core.frameworks import (
@@ -73,18 +74,28 @@ def _check_sequences(plan: PlanOptions) -> None:
         )
 
 
-def _data_parallel(name: str, summary: str, shares: Shares, *others: str, own_steps: str = "") -> Plugin:
-    """``others``: options that it takes beside those of all data-parallel plugins."""
+_NO_ZERO2 = "ZeRO-2 would reduce the gradients of each micro-batch, which Colossal-AI refuses: use --plugin zero1"
+#: options that say how a model is split
+_SPLIT = ("tp", "pp", "micro_batches", "schedule")
+_MODELS = tuple(
+    SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
+    for family in FAMILIES.values()
+)
+_SPLITS = "workbench.engine.frameworks.colossal.planned.splits:splits_of"
+
+
+def _zero(name: str, summary: str, shares: Shares, lacks: Mapping[Capability, str]) -> Plugin:
     return Plugin(
         name=name,
         summary=summary,
         strategy=_STRATEGY,
-        own_steps=own_steps,
-        options=frozenset(("sync_batchnorm", *others)),
+        options=frozenset(("sync_batchnorm", "compile", "offload", *(("tp",) if lacks else _SPLIT))),
         untried=UNTRIED_ON_GPUS,
-        capabilities=_ALL_BUT_PIPELINES,
-        lacks=_ONE_STAGE,
+        capabilities=frozenset(Capability) - set(lacks),
+        lacks=lacks,
+        models=_MODELS,
         shares=shares,
+        splits=_SPLITS,
     )
 
 
@@ -92,15 +103,35 @@ COLOSSAL = Framework(
     name="colossal",
     title="Colossal-AI",
     plugins=(
-        _data_parallel(
-            "ddp",
-            "each rank holds the whole model; gradients are averaged",
-            Shares(bucket_bytes=WHOLE),
-            "algorithm",
+        Plugin(
+            name="ddp",
+            summary="each rank holds the whole model; gradients are averaged",
+            strategy=_STRATEGY,
             own_steps=_OWN_STEPS,
+            options=frozenset(("sync_batchnorm", "compile", "algorithm")),
+            untried=UNTRIED_ON_GPUS,
+            capabilities=_ALL_BUT_PIPELINES,
+            lacks=_ONE_STAGE,
+            shares=Shares(bucket_bytes=WHOLE),
         ),
-        _data_parallel("zero1", "as ddp, with the optimizer's state split over the ranks", _ZERO, "offload"),
-        _data_parallel("zero2", "as zero1, with the gradients split too", replace(_ZERO, gradients=True), "offload"),
+        Plugin(
+            name="hybrid",
+            summary="tensor parallel x pipeline stages x data parallel",
+            strategy=_STRATEGY,
+            options=frozenset((*_SPLIT, "sequence_parallel", "sync_batchnorm", "compile")),
+            untried=UNTRIED_ON_GPUS,
+            capabilities=frozenset(Capability),
+            models=_MODELS,
+            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE, stages_reduce_apart=True),
+            splits=_SPLITS,
+        ),
+        _zero("zero1", "as ddp or hybrid, with the optimizer's state split over the data-parallel ranks", _ZERO, {}),
+        _zero(
+            "zero2",
+            "as zero1, with the gradients split too; without pipeline stages",
+            replace(_ZERO, gradients=True),
+            {Capability.PIPELINED: _NO_ZERO2},
+        ),
         Plugin(
             name="gemini",
             summary="weights, gradients and the optimizer's state in chunks, split over the ranks",
@@ -115,22 +146,8 @@ COLOSSAL = Framework(
                 Feature.ADAPTED: "Colossal-AI's Gemini takes no LoRA",
             },
         ),
-        Plugin(
-            name="hybrid",
-            summary="tensor parallel x pipeline stages x data parallel",
-            strategy=_STRATEGY,
-            options=frozenset(("tp", "pp", "micro_batches", "schedule", "sequence_parallel", "sync_batchnorm")),
-            untried=UNTRIED_ON_GPUS,
-            capabilities=frozenset(Capability),
-            models=tuple(
-                SplitModels(title=family.title, tp=tuple(family.classes("tp")), pp=tuple(family.classes("pp")))
-                for family in FAMILIES.values()
-            ),
-            shares=Shares(copies="mixed", casts=KEPT, bucket_bytes=WHOLE, stages_reduce_apart=True),
-            splits="workbench.engine.frameworks.colossal.planned.splits:splits_of",
-        ),
     ),
-    preload="workbench.engine.frameworks.colossal.preload:load",
+    preload="workbench.engine.frameworks.colossal.startup.preload:load",
     joined="workbench.engine.frameworks.colossal.ranks:joined",
     packages=("torch", "colossalai", "transformers"),
     not_offered={
@@ -142,10 +159,6 @@ COLOSSAL = Framework(
         "moe": (
             "Colossal-AI gives experts an axis inside data parallelism, which plans here do not have; in fp32 it "
             "refuses them, and without ZeRO it fails. A Mixtral trains with --tp 2, --pp 2, or --framework torch"
-        ),
-        "ZeRO inside hybrid": (
-            "Colossal-AI refuses it in fp32, and its slices of tensor-parallel parts are not told apart here: split "
-            "the optimizer's state beside --tp with --framework torch --plugin fsdp --tp 2"
         ),
     },
     check=_check,

@@ -15,7 +15,7 @@ from colossalai.utils import set_seed
 
 from workbench.engine import process_group
 from workbench.engine.frameworks.colossal import repairs
-from workbench.engine.frameworks.colossal.gloo_accelerator import GlooAccelerator
+from workbench.engine.frameworks.colossal.startup.gloo_accelerator import GlooAccelerator
 from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
 
 

@@ -28,7 +28,7 @@ from workbench.engine.frameworks.colossal.pipeline_parallel.driving import (
     forward_only,
 )
 from workbench.engine.frameworks.colossal.pipeline_parallel.phase_marks import mark_stages
-from workbench.engine.frameworks.colossal.plugins import PLANS, HybridPlan
+from workbench.engine.frameworks.colossal.plugins import plan_class
 from workbench.engine.frameworks.colossal.policies import check_split
 from workbench.engine.frameworks.colossal.split_policy import lost_arguments
 from workbench.engine.frameworks.colossal.zero.checks import check_gemini
@@ -72,7 +72,7 @@ class ColossalStrategy(Strategy):
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         check_trainable(spec, workload)
         check_exchange(spec, workload)
-        if spec.plan.plugin == "hybrid":
+        if spec.plan.plugin == "hybrid" or spec.plan.tp * spec.plan.pp > 1:
             check_split(workload.model, spec)
         if spec.plan.pp > 1 and workload.pipeline_split:
             raise ConfigError(
@@ -103,9 +103,10 @@ class ColossalStrategy(Strategy):
         self.workload = workload
         self.device = get_accelerator().get_current_device()
         config: Any = getattr(workload.model, "config", None)
-        if self.spec.plan.plugin == "hybrid" and getattr(config, "use_cache", False):
+        is_split = self.mesh.tp * self.mesh.pp > 1
+        if (is_split or self.spec.plan.plugin == "hybrid") and getattr(config, "use_cache", False):
             config.use_cache = False  # only for generation; a pipeline would warn at each step
-        self.plan = PLANS[self.spec.plan.plugin](self.spec, self.coordinates, self.device)
+        self.plan = plan_class(self.spec)(self.spec, self.coordinates, self.device)
         whole = getattr(workload.model, "_orig_mod", workload.model)
         self._named = NamedBatches(whole, lost_arguments(whole) if self.mesh.pp > 1 else ())
         self.plan.boost(workload)
@@ -231,14 +232,14 @@ class ColossalStrategy(Strategy):
 
     def _rerun_pipeline(self, piece: Batch, seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """The schedule once more, without the reductions that follow it."""
-        plan = self._hybrid()
+        plan = self.plan
 
         def criterion(outputs: Any, micro_batch: Any) -> torch.Tensor:
             loss = self._micro_loss(self.average.again, outputs, micro_batch)
             seen(loss)
             return loss
 
-        with plan.model.no_sync():
+        with plan.no_sync():
             batch = self._named.named(to_device(contents(piece), self.device))
             result = plan.plugin.scheduler.forward_backward_step(
                 plan.model, iter([batch]), criterion, plan.optimizer, return_loss=True
@@ -268,7 +269,7 @@ class ColossalStrategy(Strategy):
         return output_sharding(module) if self.mesh.tp > 1 else ""
 
     def _pipeline_piece(self, piece: Batch, count: int, index: int) -> torch.Tensor | None:
-        plan = self._hybrid()
+        plan = self.plan
         batch = self._named.named(to_device(contents(piece), self.device))
         forget_shapes_if_new(plan.plugin.scheduler, batch)
         if self.mark is not unmarked:
@@ -302,10 +303,6 @@ class ColossalStrategy(Strategy):
     def _criterion(self, outputs: Any, batch: Batch) -> torch.Tensor:
         assert self.workload.criterion is not None  # check refused a workload without
         return self.workload.criterion(outputs, batch)
-
-    def _hybrid(self) -> HybridPlan:
-        assert isinstance(self.plan, HybridPlan)
-        return self.plan
 
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``."""
@@ -373,7 +370,7 @@ class ColossalStrategy(Strategy):
     def sum_over_shards(self, values: torch.Tensor) -> None:
         """As ``Shaped.sum_over_shards``: over the tensor-parallel ranks."""
         if self.mesh.tp > 1:
-            all_reduce_uncounted(values, group=self._hybrid().plugin.tp_group)
+            all_reduce_uncounted(values, group=self.plan.plugin.tp_group)
 
     def layer_sizes(self) -> dict[str, int]:
         """As ``Watchable.layer_sizes``."""
@@ -397,7 +394,7 @@ class ColossalStrategy(Strategy):
         batch = to_device(batch, self.device)
         with evaluating(self.plan.model), self.plan.autocast():
             if self.mesh.pp > 1:
-                plan = self._hybrid()
+                plan = self.plan
                 return forward_only(plan.plugin.scheduler, plan.model, plan.cast(batch))
             with self.plan.gathered():
                 return call_model(users_model(self.plan.module), batch)
@@ -419,7 +416,7 @@ class ColossalStrategy(Strategy):
         return first_output(seen) if outputs else None, term
 
     def _evaluated_by_stages(self, batch: Batch) -> tuple[Any, LossTerm] | None:
-        plan = self._hybrid()
+        plan = self.plan
         found = forward_only(plan.plugin.scheduler, plan.model, self._named.named(batch))
         return (found, self._term_of(found, batch, samples_in(batch))) if self.has_loss() else None
 

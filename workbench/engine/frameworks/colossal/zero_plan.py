@@ -14,7 +14,7 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import before_buckets
 from workbench.engine.frameworks.colossal.module_state import ScalerState
-from workbench.engine.frameworks.colossal.plugin import Plan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import Plan, Wanted, is_in, record_skips
 from workbench.engine.frameworks.colossal.zero.reduction import ZeroReduction
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -48,7 +48,21 @@ class ZeroPlan(Plan):
             record_skips(self, self.optimizer.mixed_precision_mixin)
         # only a recipe is known to use the same parameters on every rank
         needs_agreement = self.mesh.dp > 1 and not self.spec.recipe
-        self._reduction = ZeroReduction(self.optimizer, self.device) if needs_agreement else None
+        self._reduction = ZeroReduction(self.optimizer, self.device, self.replicas()) if needs_agreement else None
+        turns = {layer: turn for turn, layer in enumerate(self.names.layers)}
+        self._axes = {id(item.parameter): self._split_over(item) for item in self.held}
+        self._counted = [item for item in self.held if not item.foreign]
+        self._told = [
+            item for item in self._counted if item.sharded or turns[item.layer] % self.mesh.tp == self.here.tp
+        ]
+
+    def replicas(self) -> Any:
+        """The process group of the ranks that hold the same part of the model."""
+        return dist.group.WORLD
+
+    def _split_over(self, item: RankParameter) -> str:
+        """The mesh axes over which the optimizer's state of a parameter is split: "", "dp", "tp" or "dp+tp"."""
+        return "+".join(axis for axis in ("dp" if self.mesh.dp > 1 else "", item.sharded) if axis)
 
     def backward(self, loss: torch.Tensor) -> None:
         if self._reduction is not None:
@@ -90,7 +104,7 @@ class ZeroPlan(Plan):
             flat = torch.cat(slices)
             if len(slices) == 1 < self.mesh.dp:
                 gathered = [torch.empty_like(flat) for _ in range(self.mesh.dp)]
-                dist.all_gather(gathered, flat)
+                dist.all_gather(gathered, flat, group=self.replicas())
                 flat = torch.cat(gathered)
             whole = flat[: parameter.numel()].view(parameter.shape)
             whole.copy_(self.hooks.hook(parameter, whole / scale) * scale)
@@ -130,16 +144,18 @@ class ZeroPlan(Plan):
 
     def reduced(self, wanted: Wanted = None, *, all_held: bool = False) -> list[GradientPart]:
         scale = self.loss_scale()
-        sharded = "dp" if self.mesh.dp > 1 else ""
         parts = []
-        for item in self.wanted(wanted):
-            part = self.optimizer.get_working_grad_by_param_id(id(item.parameter))
+        for item in self._counted if all_held else self._told:
+            part = (
+                self.optimizer.get_working_grad_by_param_id(id(item.parameter)) if is_in(item.layer, wanted) else None
+            )
             if part is not None:
-                parts.append(GradientPart(item.layer, self._real(item, part.view(-1)), sharded, scale, item))
+                axes = self._axes[id(item.parameter)]
+                parts.append(GradientPart(item.layer, self._real(item, part.view(-1)), axes, scale, item))
         return parts
 
     def reports(self, layer: str, sharded: str) -> bool:
-        return True
+        return (layer, sharded) in {(item.layer, self._axes[id(item.parameter)]) for item in self._told}
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison:
         """Stage 1 has all slices of the reduced gradient in its store, stage 2 its own."""
@@ -157,17 +173,21 @@ class ZeroPlan(Plan):
 
     def weights(self, wanted: Wanted = None) -> list[WeightPart]:
         found = []
-        for item in self.wanted(wanted):
+        for item in self._told:
+            if not is_in(item.layer, wanted):
+                continue
             master = self.optimizer.working_to_master_param[id(item.parameter)]
             both = moments_of(self.optimizer.optim, master)
             first, second = [None if m is None else self._real(item, m.view(-1)) for m in both]
             weight = self._real(item, master.detach().view(-1))
-            found.append(WeightPart(item.layer, weight, "dp" if self.mesh.dp > 1 else "", (first, second)))
+            found.append(WeightPart(item.layer, weight, self._axes[id(item.parameter)], (first, second)))
         return found
 
     def _real(self, item: RankParameter, slice_: torch.Tensor) -> torch.Tensor:
-        """This rank's flat slice of a parameter without the padding that makes slices equal."""
-        return slice_[: max(0, item.parameter.numel() - self.here.dp * slice_.numel())]
+        """This rank's flat slice of a parameter without padding: that which makes slices equal, and of a vocabulary."""
+        shape = item.parameter.shape
+        real = item.rows * math.prod(shape[1:]) if shape else 1
+        return slice_[: max(0, real - self.here.dp * slice_.numel())]
 
     def step(self, global_norm: float | None) -> bool:
         self.skipped = False

@@ -16,6 +16,12 @@ def _check(plan: PlanOptions) -> None:
     """Tensor-parallel ranks have the same samples, so their statistics must not be counted twice; a schedule runs some
     numbers of micro-batches only."""
     check_schedule(plan)
+    if plan.compile and plan.pp > 1:
+        raise ConfigError(
+            f"--compile --pp {plan.pp}: a pipeline of torch cuts the model into blocks, so it is not compiled whole: "
+            "leave --compile out, and compile blocks in the cell (for block in model.model.layers: block.compile())",
+            field="--compile",
+        )
     if plan.sync_batchnorm and plan.tp > 1:
         raise ConfigError(
             "--sync-batchnorm is not available with --tp: leave out one of them",
@@ -32,7 +38,7 @@ TORCH = Framework(
             summary="each rank holds the whole model; DistributedDataParallel averages the gradients",
             strategy="workbench.engine.frameworks.torch.ddp:DdpStrategy",
             own_steps="workbench.engine.frameworks.torch_common.steps.strategy:OwnSteps",
-            options=frozenset(("sync_batchnorm", "algorithm")),
+            options=frozenset(("sync_batchnorm", "compile", "algorithm")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank holds all layers: use hybrid"},
@@ -42,7 +48,7 @@ TORCH = Framework(
             name="fsdp",
             summary="FSDP2: parameters, gradients and optimizer state are split over the ranks; tensor parallel inside",
             strategy="workbench.engine.frameworks.torch.fsdp.strategy:FsdpStrategy",
-            options=frozenset(("tp", "sync_batchnorm", "replicate", "no_reshard", "offload")),
+            options=frozenset(("tp", "sync_batchnorm", "compile", "replicate", "no_reshard", "offload")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability) - {Capability.PIPELINED},
             lacks={Capability.PIPELINED: "every rank computes all layers"},
@@ -54,7 +60,7 @@ TORCH = Framework(
             name="hybrid",
             summary="pipeline stages (torch.distributed.pipelining) x tensor parallel (DTensor) x data parallel",
             strategy="workbench.engine.frameworks.torch.pipeline.strategy:PipelineStrategy",
-            options=frozenset(("tp", "pp", "micro_batches", "schedule")),
+            options=frozenset(("tp", "pp", "micro_batches", "schedule", "compile")),
             untried=UNTRIED_ON_GPUS,
             capabilities=frozenset(Capability),
             models=tuple(SplitModels(title=family.title, tp=family.classes, pp=()) for family in FAMILIES),

@@ -67,21 +67,25 @@ class StateLocator:
         if not self.masters_are_slices:
             whole = master.detach() if rows is None else master.detach()[:rows]
             return Slot(name, Target(whole, place), (working,), master, _rows(master, rows), mine)
-        return self._slice(name, working, master)
+        counts = id(parameter) not in self.foreign and self._is_mine_of_tensor_parallel(name, place)
+        return self._slice(name, working, master, counts)
 
-    def _slice(self, name: str, working: Target, master: torch.Tensor) -> Slot:
-        """ZeRO: this rank updates its part of the flattened parameter, the last rank's part ends in padding."""
+    def _slice(self, name: str, working: Target, master: torch.Tensor, counts: bool) -> Slot:
+        """ZeRO: this rank updates its part of the flattened parameter, the last rank's part ends in padding.
+        ``counts``: its part is not that of another rank."""
         first = self.here.dp * master.numel()
         real = max(0, min(master.numel(), working.tensor.numel() - first))
-        place = Place(working.place.shape, None, ((first, real),))
-        return Slot(name, Target(master.detach()[:real], place), (working,), master, real, real > 0)
+        place = working.place.slice_of(first, real)
+        return Slot(name, Target(master.detach()[:real], place), (working,), master, real, real > 0 and counts)
 
     def _is_mine(self, name: str, place: Place, foreign: bool) -> bool:
-        mesh, here = self.mesh, self.here
-        turn = self.originals.order[name]
-        if foreign or turn % mesh.dp != here.dp:
+        if foreign or self.originals.order[name] % self.mesh.dp != self.here.dp:
             return False
-        return not place.is_whole or turn // mesh.dp % mesh.tp == here.tp
+        return self._is_mine_of_tensor_parallel(name, place)
+
+    def _is_mine_of_tensor_parallel(self, name: str, place: Place) -> bool:
+        """Whether this rank saves what it holds, of the tensor-parallel ranks that may hold the same."""
+        return not place.is_whole or self.originals.order[name] // self.mesh.dp % self.mesh.tp == self.here.tp
 
 
 def _rows(tensor: torch.Tensor, rows: int | None) -> int:

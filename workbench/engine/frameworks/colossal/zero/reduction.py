@@ -15,18 +15,18 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 
 
 class ZeroReduction:
-    """Takes the place of the hooks of ``optimizer``, a ``LowLevelZeroOptimizer`` over all ranks."""
+    """Takes the place of the hooks of ``optimizer``, a ``LowLevelZeroOptimizer`` over the ranks of ``group``."""
 
-    def __init__(self, optimizer: Any, device: torch.device) -> None:
+    def __init__(self, optimizer: Any, device: torch.device, group: Any) -> None:
         self._optimizer = optimizer
         self._device = device
+        self._group = group
         self._parameters = [
             (parameter, group)
             for group in range(optimizer.num_param_groups)
@@ -54,14 +54,14 @@ class ZeroReduction:
         graph = graph_of(loss)
         used = [int(id(parameter) in graph.leaves) for parameter, _ in self._parameters]
         *counts, reentrant = self._summed([*used, int(graph.is_reentrant)])
-        self._afterwards = bool(reentrant) or any(0 < count < dist.get_world_size() for count in counts)
+        self._afterwards = bool(reentrant) or any(0 < count < self._group.size() for count in counts)
         pairs = zip(self._parameters, counts, strict=True)
         self._waiting = deque(reversed([parameter for parameter, count in pairs if count]))
         self._computed = set()
 
     def _summed(self, numbers: list[int]) -> list[int]:
         total = torch.tensor(numbers, dtype=torch.int32, device=self._device)
-        all_reduce_uncounted(total)
+        all_reduce_uncounted(total, group=self._group)
         return total.tolist()
 
     def computed(self, parameter: torch.Tensor) -> None:
@@ -70,6 +70,11 @@ class ZeroReduction:
             self._computed.add(id(parameter))
             while self._waiting and id(self._waiting[0][0]) in self._computed:
                 self._optimizer._add_to_bucket(*self._waiting.popleft())
+
+    def reduce_afterwards(self) -> None:
+        """Reduce all gradients, after the backward passes of a pipeline. Collective."""
+        self._afterwards = True
+        self._reduce(False)
 
     def _reduce(self, partition: bool) -> None:
         """As ``LowLevelZeroOptimizer._reduce_grad``, at the end of a backward pass."""

@@ -3,7 +3,6 @@ rows that ``torch.chunk`` gives it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -17,9 +16,9 @@ from workbench.engine.state.layout import (
     Originals,
     Place,
     RankState,
-    Runs,
     Slot,
     Target,
+    part_of,
     persistent_buffers,
 )
 
@@ -59,13 +58,13 @@ class ShardPlaces:
             return Place(shape, 0, (self._rows(shape[0]),))
         if cut.dim == 0:
             own = sum(length for _, length in cut.runs)
-            return Place(shape, 0, _part_of(cut.runs, *self._rows(own)))
+            return Place(shape, 0, part_of(cut.runs, *self._rows(own)))
         if self._shards == 1:
             return Place(shape, cut.dim, cut.runs)
-        numbers = torch.arange(math.prod(shape)).view(shape)
         first, length = self._rows(shape[0])
         whole = Place(shape, cut.dim, cut.runs)
-        return Place(shape, None, flat_runs(whole.of(numbers)[first : first + length].reshape(-1)))
+        of_row = whole.numel // shape[0]
+        return whole.slice_of(first * of_row, length * of_row)
 
     def _rows(self, rows: int) -> tuple[int, int]:
         """First row and number of rows of this rank's shard."""
@@ -127,24 +126,3 @@ class ShardPlaces:
             turn = originals.order[own]
             mine = place.numel > 0 and turn % self._groups == self._group and self.is_counted_here(own, turn)
             yield Slot(own, Target(local, place), (), parameter, len(local), mine)
-
-
-def _part_of(runs: Runs, first: int, length: int) -> Runs:
-    """The elements ``first`` to ``first + length`` of those that ``runs`` name."""
-    found, start = [], 0
-    for begin, size in runs:
-        low, high = max(first, start), min(first + length, start + size)
-        if low < high:
-            found.append((begin + low - start, high - low))
-        start += size
-    return tuple(found) or ((0, 0),)
-
-
-def flat_runs(numbers: torch.Tensor) -> Runs:
-    """Increasing numbers as runs: ``[0, 1, 2, 8, 9]`` -> ``((0, 3), (8, 2))``."""
-    if not numbers.numel():
-        return ((0, 0),)
-    breaks = (numbers.diff() != 1).nonzero().reshape(-1) + 1
-    begins = torch.cat([torch.zeros(1, dtype=torch.int64), breaks])
-    ends = torch.cat([breaks, torch.tensor([numbers.numel()])])
-    return tuple(zip(numbers[begins].tolist(), (ends - begins).tolist(), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workbench.engine import preload
-from workbench.engine.frameworks.colossal.lean_import import lean_imports
+from workbench.engine.frameworks.colossal.startup.lean_import import lean_imports
 
 #: Colossal-AI's plugins, and what the first step of a rank would otherwise import
 MODULES = (
