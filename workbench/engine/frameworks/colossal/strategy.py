@@ -42,7 +42,6 @@ from workbench.engine.frameworks.torch_common.batches import (
     to_device,
 )
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
-from workbench.engine.frameworks.torch_common.flat_parameters import check_parameters
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks, remark_on_module_hooks
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.calls import Number
@@ -57,6 +56,7 @@ from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follo
 from workbench.engine.frameworks.torch_common.rerun import rerun, undone
 from workbench.engine.frameworks.torch_common.trained import trained, users_model
 from workbench.engine.frameworks.torch_common.weight_changes import check_changed_alike, check_unchanged, versions_of
+from workbench.engine.frameworks.torch_common.zero.flat_parameters import check_parameters
 from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError

@@ -7,10 +7,10 @@ import torch
 from workbench.core.config import TrainSpec
 from workbench.engine.base.names import users_name
 from workbench.engine.base.workload import Workload
-from workbench.engine.frameworks.torch_common.flat_parameters import check_parameters
 from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_parts
 from workbench.engine.frameworks.torch_common.trained import trained
+from workbench.engine.frameworks.torch_common.zero.flat_parameters import check_parameters
 from workbench.errors import ConfigError
 
 

@@ -1,0 +1,1 @@
+"""What frameworks that split states and gradients over ranks have in common."""
