@@ -26,7 +26,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from tests.environments import interpreter
 from workbench.core.environments import is_here
 from workbench.core.frameworks import framework
 
@@ -131,6 +130,8 @@ class RankPools(RankPool):
         if not name:
             return super().run(ranks, function, **arguments)
         if name not in self._others:
+            from tests.environments import interpreter  # which needs pytest: ranks of other environments have none
+
             self._others[name] = RankPool(name, interpreter(name)).__enter__()
         return self._others[name].run(ranks, function, **arguments)
 
