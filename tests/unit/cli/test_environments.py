@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import site
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -18,18 +19,24 @@ from workbench.core.frameworks import framework
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.rundir.directory import versions
 
-#: makes ``bin/python`` where it is asked for an environment, and prints what it was called with
+#: makes ``bin/python`` where it is asked for an environment, resolves to one package more than is installed and one in
+#: another version, and writes down what it was called with
 UV = """#!{python}
 import json, os, sys
 arguments = sys.argv[1:]
 with open({log!r}, "a") as log:
     log.write(json.dumps(arguments) + "\\n")
-print("uv: " + arguments[0])
+print("uv: " + " ".join(arguments[:2]))
 if arguments[0] == "venv":
     os.makedirs(arguments[-1] + "/bin")
     with open(arguments[-1] + "/bin/python", "w") as file:
         file.write("#!/bin/sh\\necho 0.19.8\\n")
     os.chmod(file.name, 0o755)
+elif arguments[1] == "compile":
+    known = open(arguments[arguments.index("--constraints") + 1]).read().splitlines()
+    kept = [line for line in known if line.startswith("numpy==")]
+    with open(arguments[arguments.index("--output-file") + 1], "w") as file:
+        file.write("\\n".join(["deepspeed==0.19.8", *kept, "torch==0.1 ; python_version > '3'"]))
 else:
     sys.exit({code})
 """
@@ -54,48 +61,50 @@ def test_ranks_of_a_framework_start_in_its_environment(
     uv: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     uv()
+    path = found.place(framework("deepspeed"))
+    assert path.parent == tmp_path / "envs"
     with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: run 'workbench env create deepspeed'"):
         RankKind.resolve(None, "deepspeed", None, None)
     assert main(["env", "create", "deepspeed"]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0].startswith(f"DeepSpeed in {tmp_path}/envs/deepspeed: some ") and told[1:3] == ["uv: venv", "uv: pip"]
-    assert told[-1].startswith("DeepSpeed 0.19.8 is ready, ")
+    assert told[0].startswith(f"DeepSpeed in {path}: 15 MB")
+    assert told[1:4] == ["uv: venv --quiet", "uv: pip compile", "uv: pip install"]
+    assert told[-1].startswith("DeepSpeed 0.19.8 is ready after ")
     kind = RankKind.resolve(None, "deepspeed", None, None)
-    assert kind.python == str(tmp_path / "envs/deepspeed/bin/python")
+    assert kind.python == str(path / "bin/python")
     assert RankKind.resolve(None, "deepspeed", "/usr/bin/python3", None).python == "/usr/bin/python3", "as asked"
     assert RankKind.resolve(None, "torch", None, None).python == ""
     assert versions("deepspeed")["deepspeed"] == "0.19.8"
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-    assert calls[0] == ["venv", "--python", sys.executable, str(tmp_path / "envs/deepspeed")]
-    assert calls[1][:3] == ["pip", "install", "--no-compile-bytecode"] and calls[1][-1].endswith("[deepspeed]")
-    constraints = Path(calls[1][calls[1].index("--constraints") + 1]).read_text().splitlines()
-    assert f"torch=={metadata.version('torch')}" in constraints
-    assert not any(line.startswith("dist-workbench") for line in constraints)
+    assert calls[0] == ["venv", "--quiet", "--python", sys.executable, str(path)]
+    assert calls[2][:2] == ["pip", "install"] and calls[2][-2:] == ["deepspeed==0.19.8", "torch==0.1"], "numpy is here"
+    (seen,) = path.glob("lib*/python*/site-packages/*.pth")
+    assert site.getsitepackages()[0] in seen.read_text()
     assert main(["env", "create", "deepspeed"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/envs/deepspeed is complete\n"
+    assert capsys.readouterr().out == f"{path} is complete\n"
     assert main(["env", "list"]) == 0
     assert "0.19.8" in capsys.readouterr().out
-    assert main(["env", "remove", "deepspeed"]) == 0 and not (tmp_path / "envs/deepspeed").exists()
+    assert main(["env", "remove", "deepspeed"]) == 0 and not path.exists()
     assert main(["env", "remove", "deepspeed"]) == 1
 
 
 def test_what_fails_leaves_nothing(uv, tmp_path: Path) -> None:
     uv(code=3)
-    with pytest.raises(WorkbenchError, match=r"uv failed \(3\):\nuv: pip"):
+    with pytest.raises(WorkbenchError, match=r"uv failed \(3\):\nuv: pip install"):
         environments.create("deepspeed", print)
-    assert not (tmp_path / "envs/deepspeed").exists()
+    assert not list((tmp_path / "envs").iterdir())
 
 
 def test_an_interrupt_leaves_nothing(uv, tmp_path: Path) -> None:
     uv()
 
     def interrupt(line: str) -> None:
-        if line == "uv: pip":
+        if line == "uv: pip install":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         environments.create("deepspeed", interrupt)
-    assert not (tmp_path / "envs/deepspeed").exists()
+    assert not list((tmp_path / "envs").iterdir())
 
 
 def test_wrong_names_and_a_missing_uv(uv, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,25 +127,9 @@ def main_of(*words: str) -> int:
     return env.run(parser().parse_args(["env", *words]))
 
 
-@pytest.mark.parametrize(
-    ("origin", "expected"),
-    [
-        (None, ["dist-workbench[deepspeed]==1.2"]),
-        ({"url": "file:///some%20where", "dir_info": {"editable": True}}, ["--editable", "/some where[deepspeed]"]),
-        ({"url": "git+https://x/y", "vcs_info": {}}, ["dist-workbench[deepspeed] @ git+https://x/y"]),
-    ],
-)
-def test_the_package_comes_from_where_it_was_installed_from(
-    monkeypatch: pytest.MonkeyPatch, origin: object, expected: list[str]
-) -> None:
-    class Installed:
-        @staticmethod
-        def read_text(name: str) -> str | None:
-            return None if origin is None else json.dumps(origin)
-
-    monkeypatch.setattr(environments.metadata, "distribution", lambda name: Installed)
-    monkeypatch.setattr(environments.metadata, "version", lambda name: "1.2")
-    assert environments.requirement("deepspeed") == expected
+def test_what_an_extra_asks_for() -> None:
+    assert environments.requirements("deepspeed") == ["deepspeed<0.20,>=0.19.8"]
+    assert environments.installed()["torch"] == metadata.version("torch")
 
 
 def test_a_library_that_is_here_needs_no_environment() -> None:

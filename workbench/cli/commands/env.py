@@ -1,7 +1,7 @@
 """Make, list and remove environments for the ranks of frameworks that this environment does not have.
 
-``workbench env create deepspeed`` installs this package and DeepSpeed beside the notebook's environment, in the same
-versions of everything else. Ranks of that framework then start there: the notebook stays as it is.
+``workbench env create deepspeed`` makes an environment that sees the packages of this one, and installs DeepSpeed
+there. Ranks of that framework then start there: the notebook stays as it is.
 """
 
 from __future__ import annotations

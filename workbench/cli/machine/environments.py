@@ -1,20 +1,29 @@
-"""Making an environment for the ranks of a framework, with uv: the notebook's own packages, and the framework's."""
+"""Making an environment for the ranks of a framework, with uv.
+
+It sees all packages of the environment that makes it, and has of its own only what the framework needs beside these, or
+needs in other versions.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
-from workbench.core.environments import RECORD, directory, python_in
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from workbench.core.environments import RECORD, place, python_in
 from workbench.core.frameworks import Framework, framework, usable
 from workbench.errors import ConfigError, WorkbenchError, suggest
 
@@ -36,13 +45,13 @@ def chosen(name: str) -> Framework:
 
 
 def create(name: str, tell: Callable[[str], object]) -> Path:
-    """Make the environment of framework ``name``, or complete one that was begun; returns its directory.
+    """Make the environment of framework ``name``; returns its directory.
 
-    ``tell`` is given each line of progress. What this environment has is installed there in the same versions. Raises
-    ``ConfigError`` for an unknown name or without uv, and ``WorkbenchError`` when uv fails: nothing is left then.
+    ``tell`` is given each line of progress. Raises ``ConfigError`` for an unknown name or without uv, and
+    ``WorkbenchError`` when uv fails: nothing is left then.
     """
     found, uv = chosen(name), find_uv()
-    path = directory() / name
+    path = place(found)
     if (path / RECORD).is_file():
         tell(f"{path} is complete")
         return path
@@ -51,19 +60,19 @@ def create(name: str, tell: Callable[[str], object]) -> Path:
     tell(f"{found.title} in {path}: {found.size}")
     began, is_done = time.monotonic(), False
     try:
-        _run([*uv, "venv", "--python", sys.executable, str(path)], tell)
-        constraints = path / "constraints.txt"
-        constraints.write_text("".join(f"{line}\n" for line in installed_versions()))
-        target = ["--python", str(python_in(path)), "--constraints", str(constraints)]
-        _run([*uv, "pip", "install", "--no-compile-bytecode", *target, *requirement(found.name)], tell)
+        _run([*uv, "venv", "--quiet", "--python", sys.executable, str(path)], tell)
+        _see_this_environment(path)
+        missing = _missing(uv, requirements(found.name), tell)
+        target = ["--python", str(python_in(path)), "--no-deps", "--no-compile-bytecode"]
+        _run([*uv, "pip", "install", *target, *missing], tell, cwd=tempfile.gettempdir())
         version = _run([str(python_in(path)), "-c", _VERSION, found.library], tell)
-        record = {"framework": name, "version": version, "python": sys.version.split()[0], "made": time.time()}
+        record = {"framework": name, "version": version, "of": sys.prefix, "packages": missing, "made": time.time()}
         (path / RECORD).write_text(json.dumps(record))
         is_done = True
     finally:
         if not is_done:
             shutil.rmtree(path, ignore_errors=True)
-    tell(f"{found.title} {version} is ready, {format_size(path)}, after {time.monotonic() - began:.0f} s")
+    tell(f"{found.title} {version} is ready after {time.monotonic() - began:.0f} s: ranks of {name} start there")
     return path
 
 
@@ -73,7 +82,7 @@ _VERSION = "import sys; from importlib.metadata import version; print(version(sy
 
 def remove(name: str) -> bool:
     """Remove the environment of a framework; returns whether there was one."""
-    path = directory() / chosen(name).name
+    path = place(chosen(name))
     if not path.is_dir():
         return False
     shutil.rmtree(path)
@@ -83,7 +92,7 @@ def remove(name: str) -> bool:
 def complete() -> Iterator[tuple[str, str, Path]]:
     """Name, version of the library, and directory of every environment that is complete."""
     for name in names():
-        path = directory() / name
+        path = place(framework(name))
         if (path / RECORD).is_file():
             yield name, json.loads((path / RECORD).read_text())["version"], path
 
@@ -100,38 +109,58 @@ def find_uv() -> list[str]:
     )
 
 
-def installed_versions() -> list[str]:
-    """``name==version`` of what is installed here, but for this package."""
-    found = {each.metadata["Name"]: each.version for each in metadata.distributions() if each.metadata["Name"]}
-    return sorted(f"{name}=={version}" for name, version in found.items() if name != _PACKAGE)
+def requirements(extra: str) -> list[str]:
+    """What an extra of this package asks for."""
+    found = [Requirement(text) for text in metadata.requires(_PACKAGE) or []]
+    return [
+        f"{each.name}{each.specifier}"
+        for each in found
+        if each.marker is not None
+        and each.marker.evaluate({"extra": extra})
+        and not each.marker.evaluate({"extra": ""})
+    ]
 
 
-def requirement(extra: str) -> list[str]:
-    """Arguments of ``pip install`` for this package as it is installed here, with an extra."""
-    text = metadata.distribution(_PACKAGE).read_text("direct_url.json")
-    origin = json.loads(text) if text else {}
-    if origin.get("dir_info", {}).get("editable"):
-        return ["--editable", f"{unquote(urlparse(origin['url']).path)}[{extra}]"]
-    if origin:
-        return [f"{_PACKAGE}[{extra}] @ {origin['url']}"]
-    return [f"{_PACKAGE}[{extra}]=={metadata.version(_PACKAGE)}"]
+def installed() -> dict[str, str]:
+    """Name -> version of all that is installed here, but for this package."""
+    found = {canonicalize_name(each.name): each.version for each in metadata.distributions() if each.metadata["Name"]}
+    return {name: version for name, version in sorted(found.items()) if name != _PACKAGE}
 
 
-def format_size(path: Path) -> str:
-    """Disk that a directory needs, counting once what is linked several times inside of it."""
-    sizes = {}
-    for folder, _, files in os.walk(path):
-        for name in files:
-            status = (Path(folder) / name).lstat()
-            sizes[status.st_ino] = 0 if status.st_nlink > 1 else status.st_blocks * 512
-    return f"{sum(sizes.values()) / 1e6:.0f} MB of its own (what uv links from its cache is not counted)"
+def _see_this_environment(path: Path) -> None:
+    """Let the environment in ``path`` import what is installed here, unless it has it itself."""
+    of_user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    seen = [*site.getsitepackages(), *of_user]
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(path)}))
+    lines = [f"import site; site.addsitedir({folder!r})\n" for folder in seen]
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "workbench-env.pth").write_text("".join(lines))
 
 
-def _run(command: list[str], tell: Callable[[str], object]) -> str:
-    """Run a program, telling its output; returns the last line. ``WorkbenchError`` with the last lines if it fails."""
+def _missing(uv: list[str], wanted: list[str], tell: Callable[[str], object]) -> list[str]:
+    """``name==version`` of what ``wanted`` needs beside what is installed here, or in other versions."""
+    with tempfile.TemporaryDirectory() as folder:
+        needed, known = Path(folder) / "needed.in", Path(folder) / "known.txt"
+        needed.write_text("".join(f"{each}\n" for each in wanted))
+        here = installed()
+        known.write_text("".join(f"{name}=={version}\n" for name, version in here.items()))
+        resolved = Path(folder) / "resolved.txt"
+        options = ["--quiet", "--no-header", "--no-annotate", "--python", sys.executable]
+        command = [*uv, "pip", "compile", *options, "--constraints", str(known), "--output-file", str(resolved)]
+        _run([*command, str(needed)], tell, cwd=folder)
+        lines = [line.partition(";")[0].strip() for line in resolved.read_text().splitlines()]
+    pairs = [line.split("==") for line in lines if "==" in line]
+    return [f"{name}=={version}" for name, version in pairs if here.get(canonicalize_name(name)) != version]
+
+
+def _run(command: list[str], tell: Callable[[str], object], *, cwd: str | None = None) -> str:
+    """Run a program, telling its output; returns the last line. ``WorkbenchError`` with the last lines if it fails.
+
+    ``cwd``: a directory in which uv sees no project, whose settings leave packages out.
+    """
     lines: list[str] = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, start_new_session=True
     ) as process:
         assert process.stdout is not None
         try:

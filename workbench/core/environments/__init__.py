@@ -1,10 +1,12 @@
 """Environments of frameworks: where ranks find a library that the notebook's own environment does not have.
 
-``workbench env create NAME`` makes one (``workbench.cli.machine.environments``); ranks of that framework start there.
+``workbench env create NAME`` makes one (``workbench.cli.machine.environments``) for the environment that it runs in,
+whose packages it sees; ranks of that framework start there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -29,6 +31,11 @@ def directory() -> Path:
     return Path(data).expanduser() / "dist-workbench" / "envs"
 
 
+def place(framework: Framework) -> Path:
+    """The directory of a framework's environment for the environment of this interpreter."""
+    return directory() / f"{framework.name}-{hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]}"
+
+
 def python_in(environment: Path) -> Path:
     """The interpreter of an environment."""
     return environment / "bin" / "python"
@@ -41,9 +48,8 @@ def python_for(framework: Framework) -> str:
     """
     if is_here(framework):
         return ""
-    environment = directory() / framework.name
-    if (environment / RECORD).is_file():
-        return str(python_in(environment))
+    if (place(framework) / RECORD).is_file():
+        return str(python_in(place(framework)))
     raise ConfigError(
         f"{framework.title} is not installed: run 'workbench env create {framework.name}', which makes an environment "
         f"for its ranks beside this one, or '{install_command(framework.name)}'",
@@ -58,12 +64,12 @@ def is_here(framework: Framework) -> bool:
 
 def can_start(framework: Framework) -> bool:
     """Whether ranks of the framework can start, here or in an environment of its own."""
-    return is_here(framework) or (directory() / framework.name / RECORD).is_file()
+    return is_here(framework) or (place(framework) / RECORD).is_file()
 
 
 def version_in(framework: Framework) -> str:
     """The version of the framework's library in its own environment; "" where there is none."""
-    record = directory() / framework.name / RECORD
+    record = place(framework) / RECORD
     return str(json.loads(record.read_text())["version"]) if record.is_file() else ""
 
 

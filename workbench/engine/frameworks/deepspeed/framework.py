@@ -35,7 +35,7 @@ DEEPSPEED = Framework(
     joined="workbench.engine.frameworks.deepspeed.ranks:joined",
     packages=("torch", "deepspeed"),
     library="deepspeed",
-    size="some 60 MB beside what is linked from uv's cache, and half a minute",
+    size="15 MB, in some 20 s",
     not_offered={
         "ddp": "without ZeRO DeepSpeed averages gradients as torch's DDP does: use --framework torch --plugin ddp",
         "zero3": "weights that are gathered for each layer are --framework torch --plugin fsdp, which is FSDP2",
