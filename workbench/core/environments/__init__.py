@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+import platformdirs
+
 from workbench.core.frameworks import Framework
 from workbench.errors import ConfigError
 
@@ -27,8 +29,7 @@ def directory() -> Path:
     chosen = os.environ.get(VARIABLE)
     if chosen:
         return Path(chosen).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "dist-workbench" / "envs"
+    return platformdirs.user_data_path("dist-workbench") / "envs"
 
 
 def place(framework: Framework) -> Path:
