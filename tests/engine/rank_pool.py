@@ -123,9 +123,9 @@ class RankPools(RankPool):
             other.__exit__(*exc)
         super().__exit__(*exc)
 
-    def run(self, ranks: int, function: str, *, of: str = "", **arguments: Any) -> list[Any]:
-        """As ``RankPool.run``. ``of``: the framework of the ranks, where no plan in ``arguments`` says it."""
-        names = [*_frameworks_in(arguments), *filter(None, [of])]
+    def run(self, ranks: int, function: str, *, on_ranks_of: str = "", **arguments: Any) -> list[Any]:
+        """As ``RankPool.run``. ``on_ranks_of``: their framework, where no plan in ``arguments`` has it."""
+        names = [*_frameworks_in(arguments), *filter(None, [on_ranks_of])]
         name = next((name for name in names if not is_here(framework(name))), "")
         if not name:
             return super().run(ranks, function, **arguments)

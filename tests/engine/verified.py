@@ -82,7 +82,7 @@ class Verifier:
         outcome = self._pool.run(
             ranks,
             "tests.engine.verified:train",
-            of=training.spec.plan.framework,
+            on_ranks_of=training.spec.plan.framework,
             run=str(training.path),
             plant=planted,
             kept_for=kept_for,
