@@ -278,11 +278,11 @@ class Session:
             if submission.dead_ranks():
                 try:
                     self._cells.interrupt(submission)
+                    self._end_and_wait(submission.running_ranks(), "ended by an interrupt")
                 except ClusterError:
                     if self._server.alive:
                         raise
                     submission.wait_until_finished(_END_TIMEOUT_S)  # it has ended, and all ranks with it
-                self._end_and_wait(submission.running_ranks(), "ended by an interrupt")
         self.check_free(ranks)
 
     def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
