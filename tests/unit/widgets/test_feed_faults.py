@@ -226,7 +226,8 @@ def test_a_thread_that_cannot_go_on_says_so_and_keeps_nobody_waiting(
 
     feed, told = opened(Store(make_fake_run(tmp_path / "run", steps=5, state="running")), busy=busy)
     assert feed.ended.wait(300)
-    assert any("no longer updated (OSError: the kernel's own state is gone)" in text for text in told.troubles)
+    said = "no longer updated (OSError: the kernel's own state is gone)"
+    until(lambda: any(said in text for text in told.troubles))
 
 
 def test_a_run_that_ends_while_rounds_fail_is_waited_for_no_longer(
