@@ -15,7 +15,7 @@ from workbench.cluster.hosts.placement import Host, default_ranks
 from workbench.cluster.session import Session
 from workbench.core import algorithms, plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec
-from workbench.core.environments import can_start
+from workbench.core.environments import is_here
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework, usable
 from workbench.errors import ConfigError
 from workbench.planner.candidates import candidates
@@ -108,7 +108,9 @@ def _resolved(
     """The candidates that their options allow, and why the others are refused."""
     found, refused = [], []
     fixed = {name: given[name] for name in PLUGIN_OPTIONS if name in given and name not in ("tp", "pp")}
-    for options in candidates([each for each in usable() if can_start(each)], ranks, given):
+    # one rank describes the model for all plans: what it cannot import is compared where it alone was asked for
+    compared = [each for each in usable() if is_here(each) or given.get("framework") == each.name]
+    for options in candidates(compared, ranks, given):
         taken = framework(options["framework"]).plugin(options["plugin"]).options
         more = {name: value for name, value in fixed.items() if name in taken}
         if options.get("pp", 1) == 1:
