@@ -59,7 +59,8 @@ def test_every_plan_holds_and_sends_what_was_predicted(shell: InteractiveShell, 
 def test_the_first_choice_is_trained(
     shell: InteractiveShell, two_ranks: Session, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = api.train({**OPTIONS, "plan": "auto", "plugin": "zero1", "steps": 1, "eval_every": 0}, cell=CELL)
+    alone = {"plugin": "zero1", "tp": 1, "pp": 1}
+    run = api.train({**OPTIONS, **alone, "plan": "auto", "steps": 1, "eval_every": 0}, cell=CELL)
     run.wait()
     assert run.plan.describe() == "zero1 dp2"
     assert "--plan auto: zero1 dp2: the only plan that can be predicted" in capsys.readouterr().out
