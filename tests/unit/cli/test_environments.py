@@ -63,7 +63,7 @@ def test_ranks_of_a_framework_start_in_its_environment(
     uv()
     path = found.place(framework("deepspeed"))
     assert path.parent == tmp_path / "envs"
-    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: run 'workbench env create deepspeed'"):
+    with pytest.raises(ConfigError, match=r"DeepSpeed is not installed: run '.* -m workbench env create deepspeed'"):
         RankKind.resolve(None, "deepspeed", None, None)
     assert main(["env", "create", "deepspeed"]) == 0
     told = capsys.readouterr().out.splitlines()

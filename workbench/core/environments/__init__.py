@@ -52,8 +52,9 @@ def python_for(framework: Framework) -> str:
     if (place(framework) / RECORD).is_file():
         return str(python_in(place(framework)))
     raise ConfigError(
-        f"{framework.title} is not installed: run 'workbench env create {framework.name}', which makes an environment "
-        f"for its ranks beside this one, or '{install_command(framework.name)}'",
+        f"{framework.title} is not installed: run '{sys.executable} -m workbench env create {framework.name}' (with ! "
+        "before it in a notebook), which makes an environment for its ranks beside this one, or "
+        f"'{install_command(framework.name)}'",
         field="--framework",
     )
 
