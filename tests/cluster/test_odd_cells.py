@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
 from workbench.cluster.output import CellFailure
 from workbench.cluster.session import Session
 
 BROKEN = "class Broken:\n    def write(self, text): pass\n    def flush(self): raise OSError('no disk')\n"
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not is_so() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert is_so()
 
 
 @pytest.mark.parametrize(
