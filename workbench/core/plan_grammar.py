@@ -26,6 +26,7 @@ from workbench.core import algorithms
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     PLUGIN_OPTIONS,
+    Framework,
     PlanOptions,
     framework,
     framework_if_usable,
@@ -241,18 +242,25 @@ def _meaning(word: str, text: str) -> dict[str, Any]:
 
 def _refused(word: str, name: str, number: int | None, text: str) -> ConfigError:
     """Why ``word``, which is ``name`` with ``number``, is no word of a plan."""
-    for each in usable():
-        if name in each.not_offered or word in each.not_offered:
-            each.plugin(name if name in each.not_offered else word)  # which says why
+    named = [each for each in usable() if each.name in _words(text)]
+    _say_why(named, word, name)
     for spelt in (word.replace("_", "-"), name.replace("_", "-")):
         if _SPELT.get(spelt, spelt) in ELSEWHERE:
             return ConfigError(f"--plan {text!r}: {word}: {ELSEWHERE[_SPELT.get(spelt, spelt)]}", field=_FIELD)
+    _say_why(usable(), word, name)
     if name in algorithms.names():
         return ConfigError(f"--plan {text!r}: write an algorithm behind its plugin, as in ddp2:{name}", field=_FIELD)
     if word in COUNTS:
         return ConfigError(f"--plan {text!r}: {word} needs a number, such as {word}2", field=_FIELD)
     known = [*_plugins(), *(f"{count}{number or 2}" for count in COUNTS), *SWITCHES, *installed()]
     return ConfigError(f"--plan {text!r}: unknown word {word!r}: {suggest(word, known)}", field=_FIELD)
+
+
+def _say_why(frameworks: Iterable[Framework], word: str, name: str) -> None:
+    """Raise what the first of them says that does not offer ``word``, or ``name``."""
+    for each in frameworks:
+        if name in each.not_offered or word in each.not_offered:
+            each.plugin(name if name in each.not_offered else word)
 
 
 def _split(word: str) -> tuple[str, int | None]:

@@ -82,7 +82,7 @@ def test_a_plan_is_read_back_from_its_words(plan: ParallelPlan) -> None:
         ("hybrid tp2 zero1", "sets plugin twice: leave out 'hybrid' or 'zero1'"),
         ("ep2 dp2", "ep2: expert parallelism puts the experts of a layer on different data-parallel ranks"),
         ("moe ep2", "moe is not available with colossal"),
-        ("zero3", "weights that are gathered for each layer are --framework torch --plugin fsdp"),
+        ("zero3", "zero3: ZeRO-3, which splits the weights too, is fsdp2"),
         ("zero0 tp2", "zero0: ZeRO-0 splits nothing"),
         ("HSDP2", "hsdp2: hybrid sharding is fsdp4 replicate2"),
         ("tp2 sp2", "sp2: sequence parallelism shares positions over the tensor-parallel ranks"),
