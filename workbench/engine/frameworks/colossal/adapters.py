@@ -8,6 +8,7 @@ whole gradient. Where ``base`` is split by rows, the columns of A are, its outpu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,48 +39,22 @@ def _split(
     return module
 
 
-class ColumnsWithAdapter(Linear1D_Col):
-    """Splits a linear layer by columns, with its adapters if it has some."""
-
-    @staticmethod
-    def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        """As upstream's."""
-        return _split(Linear1D_Col, "lora_B", Linear1D_Col, module, process_group, *args, **kwargs)
-
-
-class RowsWithAdapter(Linear1D_Row):
-    """Splits a linear layer by rows, with its adapters if it has some."""
-
-    @staticmethod
-    def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        """As upstream's."""
-        return _split(Linear1D_Row, "lora_A", Linear1D_Row, module, process_group, *args, **kwargs)
-
-
-class FusedColumnsWithAdapter(GPT2FusedLinearConv1D_Col):
-    """Splits each of the layers whose columns are in one weight, as GPT-2's, with its adapters if it has some."""
-
-    @staticmethod
-    def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        """As upstream's."""
-        return _split(GPT2FusedLinearConv1D_Col, "lora_B", FusedLinear1D_Col, module, process_group, *args, **kwargs)
-
-
-class TransposedRowsWithAdapter(GPT2FusedLinearConv1D_Row):
-    """Splits a linear layer of GPT-2 by rows, with its adapters if it has some."""
-
-    @staticmethod
-    def from_native_module(module: torch.nn.Module, process_group: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        """As upstream's."""
-        return _split(GPT2FusedLinearConv1D_Row, "lora_A", Linear1D_Row, module, process_group, *args, **kwargs)
+def _with_adapter(upstream: Any, adapter: str, part_like: Any) -> Any:
+    """``upstream``, a layer that splits others, for those that may have adapters: see ``_split``."""
+    return type(
+        f"{upstream.__name__}WithAdapter",
+        (upstream,),
+        {"from_native_module": staticmethod(partial(_split, upstream, adapter, part_like))},
+    )
 
 
 #: upstream's split layer -> the one that also takes an adapted layer
 AROUND_ADAPTERS: dict[Any, Any] = {
-    Linear1D_Col: ColumnsWithAdapter,
-    Linear1D_Row: RowsWithAdapter,
-    GPT2FusedLinearConv1D_Col: FusedColumnsWithAdapter,
-    GPT2FusedLinearConv1D_Row: TransposedRowsWithAdapter,
+    Linear1D_Col: _with_adapter(Linear1D_Col, "lora_B", Linear1D_Col),
+    Linear1D_Row: _with_adapter(Linear1D_Row, "lora_A", Linear1D_Row),
+    # whose columns, those of several layers, are in one weight, as GPT-2's
+    GPT2FusedLinearConv1D_Col: _with_adapter(GPT2FusedLinearConv1D_Col, "lora_B", FusedLinear1D_Col),
+    GPT2FusedLinearConv1D_Row: _with_adapter(GPT2FusedLinearConv1D_Row, "lora_A", Linear1D_Row),
 }
 
 
