@@ -181,6 +181,11 @@ def persistent_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def whole_buffers(model: torch.nn.Module) -> dict[str, Target]:
+    """``persistent_buffers``, of which this rank has all elements."""
+    return {name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(model).items()}
+
+
 def place_of(parameter: torch.Tensor, shape: Sequence[int], tp: int) -> Place:
     """Which elements of a whole parameter of ``shape`` the (tensor-parallel) rank ``tp`` holds in ``parameter``.
 

@@ -21,12 +21,13 @@ from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart,
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.colossal.local_gradients import SummedPieces
 from workbench.engine.frameworks.colossal.module_state import ScalerState
-from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, MeshPlan, Wanted, record_skips
+from workbench.engine.frameworks.colossal.plugin import MeshPlan, Wanted, record_skips
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
+from workbench.engine.frameworks.torch_common.losses.whole_model import AUTOCAST_TYPES
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.engine.frameworks.torch_common.trained import trained
-from workbench.engine.state.layout import LossScaler, Place, RankState, Slot, Target, persistent_buffers
+from workbench.engine.state.layout import LossScaler, Place, RankState, Slot, Target, whole_buffers
 from workbench.errors import ConfigError
 
 #: chunks of at most so many millions (2**20) of elements, Gemini's default; of a smaller model, an eighth of it, so
@@ -283,12 +284,9 @@ class GeminiPlan(MeshPlan):
             self._entered = False
 
     def rank_state(self) -> RankState:
-        buffers = {
-            name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(self.module).items()
-        }
         return RankState(
             slots=[self._slot(self.originals.name(name), each) for name, each in self.module.named_parameters()],
-            buffers=buffers,
+            buffers=whole_buffers(self.module),
             saves_buffers=self.here.dp == 0,
             optimizer=self.optimizer.optim,
             tied=self.originals.tied,

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +23,7 @@ from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduc
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHooks, StepHooks
-from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
+from workbench.engine.frameworks.torch_common.optimizer_state import cut_state, weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
     RankParameter,
@@ -31,12 +32,9 @@ from workbench.engine.frameworks.torch_common.parameters import (
 )
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.step_reads import StepReads
-from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes, trained, users_model
+from workbench.engine.frameworks.torch_common.trained import convert_inputs, modes_of, set_modes, trained, users_model
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import LossScaler, Originals, RankState
-
-AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 Result = TypeVar("Result")
 
@@ -95,10 +93,8 @@ class Plan(ABC):
         self.module: torch.nn.Module = self.model.unwrap()
         set_modes(self.module, modes)
         convert = self.convert()
-        if convert is not None:  # the hook must not keep the plan alive, as the user's model outlives it
-            users_model(self.module).register_forward_pre_hook(
-                lambda module, args, kwargs: tree_map(convert, (args, kwargs)), with_kwargs=True, prepend=True
-            )
+        if convert is not None:
+            convert_inputs(self.module, convert)
         self.held = rank_parameters(
             self.module,
             names,
@@ -129,12 +125,7 @@ class Plan(ABC):
         parameters = {id(item.parameter): item.parameter for item in self.held}
         for key in [key for key in states if id(key) in parameters and masters.get(id(key)) is not None]:
             state = states.pop(key)
-            states[masters[id(key)]] = {
-                name: self.own_part(value, key)
-                if name != "step" and getattr(value, "shape", None) == key.shape
-                else value
-                for name, value in state.items()
-            }
+            states[masters[id(key)]] = cut_state(state, key, partial(self.own_part, parameter=key))
 
     def own_part(self, state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
         """The part of ``state``, which is shaped like ``parameter``, that belongs to this rank's copy of it."""

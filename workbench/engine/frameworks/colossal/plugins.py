@@ -12,10 +12,11 @@ from workbench.engine.base.parts import BatchObserver
 from workbench.engine.communication.checks import exchange_of
 from workbench.engine.frameworks.colossal.gemini_plan import GeminiPlan
 from workbench.engine.frameworks.colossal.hybrid_plan import HybridPlan
-from workbench.engine.frameworks.colossal.plugin import AUTOCAST_TYPES, Plan, Wanted
+from workbench.engine.frameworks.colossal.plugin import Plan, Wanted
 from workbench.engine.frameworks.colossal.zero_in_hybrid import ZeroInHybridPlan
 from workbench.engine.frameworks.colossal.zero_plan import ZeroPlan
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
+from workbench.engine.frameworks.torch_common.losses.whole_model import AUTOCAST_TYPES
 from workbench.engine.state.layout import LossScaler
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from workbench.engine.frameworks.torch_common.optimizer_state import cut_state
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fragment:
@@ -33,6 +35,10 @@ class Fragment:
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """The elements of a tensor that is shaped like the parameter."""
         return whole.reshape(-1)[self.first : self.first + self.numel]
+
+    def master_of(self, whole: torch.Tensor) -> torch.Tensor:
+        """``cut``, in the type of ``weight``."""
+        return self.cut(whole).to(self.weight.dtype)
 
 
 class Partitions:
@@ -95,12 +101,7 @@ class Partitions:
             stepped.state.pop(parameter, None)
             fragment = self.fragment(parameter)
             if fragment is not None:
-                stepped.state[fragment.weight] = {
-                    name: fragment.cut(value).float()
-                    if isinstance(value, torch.Tensor) and value.dim() and value.shape == parameter.shape
-                    else value
-                    for name, value in state.items()
-                }
+                stepped.state[fragment.weight] = cut_state(state, parameter, fragment.master_of)
 
     def close(self) -> None:
         """Let DeepSpeed update parts by itself again."""

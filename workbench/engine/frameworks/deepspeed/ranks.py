@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from workbench.engine import preload, process_group
+from workbench.engine import preload
+from workbench.engine.frameworks.torch import ranks
 from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
 
 MODULES = ("workbench.engine.frameworks.deepspeed.strategy",)
+#: names of ``deepspeed.utils.groups`` that hold a group, or what groups were made of
+_GROUPS = (
+    "_WORLD_GROUP",
+    "_ZERO_PARAM_INTRA_PARALLEL_GROUP",
+    "_DATA_PARALLEL_GROUP",
+    "_MODEL_PARALLEL_GROUP",
+    "_TENSOR_MODEL_PARALLEL_GROUP",
+    "mesh_device",
+    "mpu",
+)
 
 
 def load() -> Callable[[], None]:
@@ -63,8 +72,6 @@ def joined(
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
     device = rank_device(device_type)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     processor = CPU_Accelerator()
     processor.is_fp16_supported = lambda: True  # it asks Intel's extension, without which torch computes in fp16 too
     set_accelerator(CUDA_Accelerator() if device.type == "cuda" else processor)
@@ -75,12 +82,9 @@ def joined(
     before = os.environ.get("LOCAL_RANK")
     os.environ.setdefault("LOCAL_RANK", str(rank))
     try:
-        with process_group.joined(rank, world_size, rendezvous_dir, backend=backend_of(device), **meeting):
+        with ranks.joined(rank, world_size, rendezvous_dir, seed=seed, device_type=device_type, **meeting):
             _forget_groups()
             deepspeed.init_distributed(backend_of(device), auto_mpi_discovery=False, verbose=False)
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
             try:
                 yield device
             finally:
@@ -96,8 +100,6 @@ def _forget_groups() -> None:
     from deepspeed.utils import groups
 
     comm.comm.cdb = None
-    for name in ("_WORLD_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP"):
-        setattr(groups, name, None)
-    for name in ("_TENSOR_MODEL_PARALLEL_GROUP", "mesh_device", "mpu"):
+    for name in _GROUPS:
         setattr(groups, name, None)
     groups._ALL_TO_ALL_GROUP = {}

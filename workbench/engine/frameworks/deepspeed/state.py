@@ -9,7 +9,7 @@ import torch
 
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.frameworks.deepspeed.partitions import Partitions
-from workbench.engine.state.layout import LossScaler, Originals, Place, RankState, Slot, Target, persistent_buffers
+from workbench.engine.state.layout import LossScaler, Originals, Place, RankState, Slot, Target, whole_buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +27,9 @@ class PartitionedState:
 
     def rank_state(self, scaler: LossScaler | None) -> RankState:
         """As ``Checkpointable.rank_state``."""
-        buffers = {
-            name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(self.module).items()
-        }
         return RankState(
             slots=list(self._slots()),
-            buffers=buffers,
+            buffers=whole_buffers(self.module),
             saves_buffers=self.here.dp == 0,
             optimizer=self.optimizer,
             scaler=scaler,

@@ -6,32 +6,32 @@ The loop, the batches and the loss are the trainer's; the engine casts the model
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import deepspeed
 import torch
-from torch.utils._pytree import tree_map
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch
-from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
+from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.deepspeed.checks import check
 from workbench.engine.frameworks.deepspeed.partitions import Partitions
 from workbench.engine.frameworks.deepspeed.reduction import ZeroReduction
 from workbench.engine.frameworks.deepspeed.state import PartitionedState
-from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
+from workbench.engine.frameworks.torch.whole_model import ReplicatedStrategy
 from workbench.engine.frameworks.torch_common.gradient_hooks import StepHooks
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
-from workbench.engine.frameworks.torch_common.losses.whole_model import WholeModel
+from workbench.engine.frameworks.torch_common.losses.whole_model import AUTOCAST_TYPES, WholeModel
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
-from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters, share_of_replicas
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.engine.frameworks.torch_common.step_reads import StepReads
-from workbench.engine.frameworks.torch_common.trained import modes_of, set_modes, users_model
-from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged, versions_of
+from workbench.engine.frameworks.torch_common.trained import convert_inputs, modes_of, set_modes
+from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged
 from workbench.engine.state.layout import RankState
 
 STAGES = {"zero1": 1, "zero2": 2}
@@ -64,7 +64,7 @@ def engine_config(spec: TrainSpec, elements: int) -> dict[str, Any]:
     }
 
 
-class ZeroStrategy(WholeModelStrategy):
+class ZeroStrategy(ReplicatedStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     @classmethod
@@ -86,17 +86,9 @@ class ZeroStrategy(WholeModelStrategy):
         set_modes(self._module, modes)
         # the engine has cast the model, so nothing else is
         self._whole = WholeModel(self.workload, self._module, self.device, "fp32")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.spec.precision)
-        self._cast = None
-        if dtype is not None:
-            self._cast = users_model(self._module).register_forward_pre_hook(
-                lambda module, args, kwargs: tree_map(lambda value: _cast(value, dtype), (args, kwargs)),
-                with_kwargs=True,
-                prepend=True,
-            )
-        self._held = rank_parameters(self._module, self._names)
-        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
-        self._whole_here = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
+        dtype = AUTOCAST_TYPES.get(self.spec.precision)
+        self._cast = None if dtype is None else convert_inputs(self._module, partial(_cast, dtype=dtype))
+        self._share_out()
         self._mine = self._held
         self._partitions = Partitions(self._zero, self._optimizer)
         self._partitions.take_over(states, self._optimizer)
@@ -109,7 +101,7 @@ class ZeroStrategy(WholeModelStrategy):
         self.model = self._run
 
     def _make_scaler(self) -> Any:
-        return _EngineScaler(self._engine, self._zero, enabled=self.spec.precision == "fp16")
+        return _EngineScaler(self._zero, enabled=self.spec.precision == "fp16")
 
     def _run(self, compute: Callable[[], LossTerm]) -> LossTerm:
         """``compute`` inside the engine's forward pass, which is to see the loss."""
@@ -125,14 +117,11 @@ class ZeroStrategy(WholeModelStrategy):
     def _piece(self, piece: Batch, number: int, is_last: bool) -> torch.Tensor:
         return super()._piece(piece, number, is_last).float()
 
+    def _backward(self, loss: torch.Tensor) -> None:
+        self._engine.backward(loss, scale_wrt_gas=False)
+
     def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
         check_unchanged(items, before, self.spec.plan.plugin, what)
-
-    @contextmanager
-    def editing(self, name: str) -> Iterator[None]:
-        before = versions_of(self._held)
-        yield
-        self._check_weights(self._held, before, name)
 
     def _end_gradients(self, loss: Any) -> Any:
         factor = self.average.finish()
@@ -217,17 +206,6 @@ class ZeroStrategy(WholeModelStrategy):
                 found.append(WeightPart(item.layer, weight, "dp" if self.mesh.dp > 1 else "", moments))
         return found
 
-    def weight_matrices(self) -> list[WeightMatrix]:
-        """As ``Shaped.weight_matrices``: the forward pass has the whole of each."""
-        return [matrix for item in self._whole_here if (matrix := item.matrix()) is not None]
-
-    def sum_over_shards(self, values: torch.Tensor) -> None:
-        """As ``Shaped.sum_over_shards``: every rank has the whole model."""
-
-    def output_sharding(self, module: torch.nn.Module) -> str | None:
-        """As ``Inspectable.output_sharding``: every rank has the whole model."""
-        return ""
-
     def framework_norm(self) -> float:
         """As ``NormReporting.framework_norm``."""
         return self._framework_norm
@@ -265,10 +243,9 @@ class ZeroStrategy(WholeModelStrategy):
 
 
 class _EngineScaler:
-    """DeepSpeed's loss scale, behind the interface of torch's."""
+    """DeepSpeed's loss scale, with what is asked of torch's."""
 
-    def __init__(self, engine: Any, zero: Any, *, enabled: bool) -> None:
-        self._engine = engine
+    def __init__(self, zero: Any, *, enabled: bool) -> None:
         self._zero = zero
         self._enabled = enabled
 
@@ -279,10 +256,6 @@ class _EngineScaler:
     def get_scale(self) -> float:
         """What losses are multiplied by."""
         return float(self._zero.loss_scale) if self._enabled else 1.0
-
-    def scale(self, loss: torch.Tensor) -> _EngineLoss:
-        """The loss for backward, which the engine runs."""
-        return _EngineLoss(self._engine, loss)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``LossScaler.state_dict``."""
@@ -298,16 +271,5 @@ class _EngineScaler:
                 setattr(self._zero.loss_scaler, name, state[name])
 
 
-class _EngineLoss:
-    def __init__(self, engine: Any, loss: torch.Tensor) -> None:
-        self._engine = engine
-        self._loss = loss
-
-    def backward(self) -> None:
-        """Backward, by the engine."""
-        self._engine.backward(self._loss, scale_wrt_gas=False)
-
-
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.to(dtype) if is_float and dtype is not None else value
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

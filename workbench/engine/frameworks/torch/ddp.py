@@ -6,30 +6,22 @@ Mixed precision is torch's autocast over fp32 weights, in fp16 with a gradient s
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.core.config import TrainSpec
-from workbench.engine.base.parts import WeightMatrix
 from workbench.engine.base.workload import Workload
 from workbench.engine.communication.checks import check_exchange, exchange_of
 from workbench.engine.frameworks.torch.native import FIRST_SCALE
-from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
+from workbench.engine.frameworks.torch.whole_model import ReplicatedStrategy
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
-from workbench.engine.frameworks.torch_common.parameters import (
-    rank_parameters,
-    share_of_replicas,
-)
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
-from workbench.engine.frameworks.torch_common.weight_changes import versions_of
 from workbench.engine.state.layout import RankState
 
 
-class DdpStrategy(WholeModelStrategy):
+class DdpStrategy(ReplicatedStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     @classmethod
@@ -42,9 +34,8 @@ class DdpStrategy(WholeModelStrategy):
         return torch.amp.GradScaler(self.device.type, init_scale=FIRST_SCALE, enabled=is_fp16)
 
     def _distribute(self) -> None:
-        self._held = rank_parameters(self._module, self._names)
-        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
-        self._mine = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
+        self._share_out()
+        self._mine = self._told
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         # only a recipe is known to use all of its parameters in every step
         self.model = DistributedDataParallel(self._module, find_unused_parameters=not self.spec.recipe)
@@ -62,32 +53,15 @@ class DdpStrategy(WholeModelStrategy):
         self._optimizer.zero_grad()
         return self._scaler.get_scale() >= before
 
-    @contextmanager
-    def editing(self, name: str) -> Iterator[None]:
-        before = versions_of(self._held)
-        yield
-        self._check_weights(self._held, before, name)
-
-    def weight_matrices(self) -> list[WeightMatrix]:
-        """As ``Shaped.weight_matrices``."""
-        return [matrix for item in self._mine if (matrix := item.matrix()) is not None]
-
-    def sum_over_shards(self, values: torch.Tensor) -> None:
-        """As ``Shaped.sum_over_shards``: every rank has the whole model."""
-
     def reducer(self) -> DistributedDataParallel | None:
         """As ``DdpReduced.reducer``: what an algorithm sends is seen."""
         return self.model if self._exchange is None else None
 
     def rank_state(self) -> RankState:
-        """As ``Checkpointable.held``."""
+        """As ``Checkpointable.rank_state``."""
         state = StateLocator(module=self._module, originals=self.originals, mesh=self.mesh, here=self.coordinates)
         scaler = self._scaler if self._scaler.is_enabled() else None
         return state.rank_state(self._optimizer, scaler=scaler, own=self._exchange.kept if self._exchange else {})
-
-    def output_sharding(self, module: torch.nn.Module) -> str | None:
-        """As ``Inspectable.output_sharding``: every rank has the whole model."""
-        return ""
 
     def close(self) -> None:
         if hasattr(self, "model"):

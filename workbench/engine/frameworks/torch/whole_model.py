@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.batch import Batch, contents
+from workbench.engine.base.parts import WeightMatrix
 from workbench.engine.base.strategy import unmarked
 from workbench.engine.base.workload import Workload
 from workbench.engine.communication.checks import remark_on_exchange
@@ -22,7 +24,12 @@ from workbench.engine.frameworks.torch_common.gradient_hooks import GradientHook
 from workbench.engine.frameworks.torch_common.losses.average import LossAverage
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.losses.whole_model import EvaluatedWhole, WholeModel
-from workbench.engine.frameworks.torch_common.parameters import ModelNames, RankParameter
+from workbench.engine.frameworks.torch_common.parameters import (
+    ModelNames,
+    RankParameter,
+    rank_parameters,
+    share_of_replicas,
+)
 from workbench.engine.frameworks.torch_common.phase_marks import mark_what_follows
 from workbench.engine.frameworks.torch_common.rerun import rerun
 from workbench.engine.frameworks.torch_common.trained import trained
@@ -100,8 +107,12 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         self.mark("backward", number)
         if is_last and self.mark is not unmarked and not self._reduction.afterwards:
             mark_what_follows(loss, self.mark, number)
-        self._scaler.scale(loss).backward()
+        self._backward(loss)
         return loss.detach()
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """The backward pass of a piece, whose weighted loss this is."""
+        self._scaler.scale(loss).backward()
 
     def _versioned(self) -> list[RankParameter]:
         """The weights that a forward pass computes with."""
@@ -125,3 +136,32 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         with self.norms.around(piece):
             term = self._term(to_device(contents(piece), self.device), samples_in(piece))
         return self.average.again(term, samples_in(piece))
+
+
+class ReplicatedStrategy(WholeModelStrategy):
+    """Training where every rank computes with all of the weights. ``_distribute`` calls ``_share_out``."""
+
+    #: parameters that this rank tells of where all replicas hold the same: of all of them exactly one does
+    _told: list[RankParameter]
+
+    def _share_out(self) -> None:
+        self._held = rank_parameters(self._module, self._names)
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
+        self._told = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
+
+    @contextmanager
+    def editing(self, name: str) -> Iterator[None]:
+        before = versions_of(self._held)
+        yield
+        self._check_weights(self._held, before, name)
+
+    def weight_matrices(self) -> list[WeightMatrix]:
+        """As ``Shaped.weight_matrices``."""
+        return [matrix for item in self._told if (matrix := item.matrix()) is not None]
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: every rank has the whole model."""
+
+    def output_sharding(self, module: torch.nn.Module) -> str | None:
+        """As ``Inspectable.output_sharding``: every rank has the whole model."""
+        return ""

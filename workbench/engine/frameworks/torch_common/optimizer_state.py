@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +23,16 @@ def moments_of(optimizer: Any, weight: torch.Tensor) -> Moments:
     """First and second moment of a weight that ``optimizer`` (a torch optimizer) updates; None for what it has not."""
     state = optimizer.state.get(weight, {})
     return _named(state, _FIRST, weight), _named(state, _SECOND, weight)
+
+
+def cut_state(
+    state: Mapping[str, Any], parameter: torch.Tensor, cut: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
+    """What an optimizer keeps for ``parameter`` as it keeps it for a part of that: tensors of its shape, ``cut``."""
+    return {
+        name: cut(value) if name != "step" and getattr(value, "shape", None) == parameter.shape else value
+        for name, value in state.items()
+    }
 
 
 def weight_part(item: RankParameter, weight: torch.Tensor, optimizer: Any) -> WeightPart:

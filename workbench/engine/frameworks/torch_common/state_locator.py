@@ -10,7 +10,7 @@ import torch
 
 from workbench.core.mesh import Coordinates, Mesh
 from workbench.engine.base.tensor import local_part
-from workbench.engine.state.layout import Originals, Place, RankState, Slot, Target, persistent_buffers, place_of
+from workbench.engine.state.layout import Originals, Place, RankState, Slot, Target, place_of, whole_buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,9 @@ class StateLocator:
     def rank_state(self, optimizer: torch.optim.Optimizer, **others: Any) -> RankState:
         """What this rank holds: parameters, buffers, optimizer states, each with its place in the user's model.
         ``others``: the ``generators`` and the ``scaler`` of ``RankState``."""
-        buffers = {
-            name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(self.module).items()
-        }
         return RankState(
             slots=list(self._slots()),
-            buffers=buffers,
+            buffers=whole_buffers(self.module),
             saves_buffers=self.here.dp == 0 and self.here.tp == 0,
             optimizer=optimizer,
             tied=self.originals.tied,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from workbench.engine.base.names import users_name
 from workbench.engine.base.workload import Workload
@@ -45,6 +47,14 @@ def trained(workload: Workload) -> torch.nn.Module:
 def users_model(module: torch.nn.Module) -> torch.nn.Module:
     """The user's model in a module that ``trained`` made; any other module is the user's model itself."""
     return module._trained_model if isinstance(module, Trained) else module
+
+
+def convert_inputs(module: torch.nn.Module, convert: Callable[[Any], Any]) -> RemovableHandle:
+    """Let ``convert`` act on every input of the user's model in ``module``, before hooks of its own. It must not hold
+    what trains the model, which the model outlives."""
+    return users_model(module).register_forward_pre_hook(
+        lambda called, args, kwargs: tree_map(convert, (args, kwargs)), with_kwargs=True, prepend=True
+    )
 
 
 def modes_of(model: torch.nn.Module) -> dict[str, bool]:

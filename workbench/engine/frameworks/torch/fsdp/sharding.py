@@ -11,8 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from workbench.engine.base.tensor import local_part
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from workbench.engine.frameworks.torch_common.losses.whole_model import AUTOCAST_TYPES
 
 
 def blocks_of(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -57,7 +56,7 @@ def shard(
     In mixed precision parameters are gathered in the precision, and gradients are reduced in float32. ``offload``:
     shards, their gradients and the optimizer's state are in the host's memory.
     """
-    dtype = _DTYPES.get(precision)
+    dtype = AUTOCAST_TYPES.get(precision)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     placed = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     for block in blocks:

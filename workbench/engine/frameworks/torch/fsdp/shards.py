@@ -19,7 +19,7 @@ from workbench.engine.state.layout import (
     Slot,
     Target,
     part_of,
-    persistent_buffers,
+    whole_buffers,
 )
 
 
@@ -107,12 +107,9 @@ class ShardPlaces:
         scaler: LossScaler | None,
     ) -> RankState:
         """What a checkpoint keeps of this rank."""
-        buffers = {
-            name: Target(tensor, Place.whole(tensor.shape)) for name, tensor in persistent_buffers(module).items()
-        }
         return RankState(
             slots=list(self._slots(module, originals)),
-            buffers=buffers,
+            buffers=whole_buffers(module),
             saves_buffers=self._group == 0 and self._shard == 0 and self._tp_rank == 0,
             optimizer=optimizer,
             scaler=scaler,

@@ -48,6 +48,7 @@ from workbench.engine.frameworks.torch_common.losses.terms import (
     expected_labels,
     loss_term,
 )
+from workbench.engine.frameworks.torch_common.losses.whole_model import AUTOCAST_TYPES
 from workbench.engine.frameworks.torch_common.optimizer_checks import check_parts
 from workbench.engine.frameworks.torch_common.parameters import (
     ModelNames,
@@ -60,8 +61,6 @@ from workbench.engine.frameworks.torch_common.step_reads import StepReads
 from workbench.engine.frameworks.torch_common.weight_changes import FrozenByCell
 from workbench.engine.state.layout import Originals, Place, RankState
 from workbench.errors import ConfigError
-
-_AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PipelineStrategy(NativeStrategy):
@@ -159,7 +158,7 @@ class PipelineStrategy(NativeStrategy):
         )
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = _AUTOCAST_TYPES.get(self.spec.precision)
+        dtype = AUTOCAST_TYPES.get(self.spec.precision)
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     def _expected(self, batch: Batch) -> Any:

@@ -21,7 +21,8 @@ from workbench.engine.frameworks.torch_common.batches import (
 from workbench.engine.frameworks.torch_common.losses.terms import WHOLE, Division, LossTerm, loss_term
 from workbench.engine.frameworks.torch_common.trained import users_model
 
-_AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: precision of a run -> the type in which its model computes
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class WholeModel:
@@ -35,7 +36,7 @@ class WholeModel:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """While entered, torch computes in the run's precision."""
-        dtype = _AUTOCAST_TYPES.get(self._precision)
+        dtype = AUTOCAST_TYPES.get(self._precision)
         return nullcontext() if dtype is None else torch.autocast(self._device.type, dtype=dtype)
 
     def term(
