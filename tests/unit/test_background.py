@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,6 +20,7 @@ from workbench.cluster import client
 from workbench.cluster.base import protocol as p
 from workbench.core import background
 from workbench.core.background import Rounds, described, thread, timer
+from workbench.core.live import rank_row
 from workbench.errors import ClusterError
 from workbench.run import branching, peer_watch
 from workbench.run import job as run_job
@@ -144,6 +146,7 @@ class Ranks:
         self.is_deleted = False
         self.run = self
         self.over = threading.Event()
+        self.began = time.monotonic()
 
     def _answer(self, what: str) -> None:
         self.asked.append(what)
@@ -199,6 +202,35 @@ def test_a_server_that_answers_late_is_asked_again(
     said = capfd.readouterr().err
     assert said.count("were not released") == 1 and said.count("could not be watched or ended; retrying") == 3
     assert all(text in said for text in ("(TimeoutError)", "(OSError: no descriptors)", "(ClusterError: busy)"))
+
+
+@pytest.mark.parametrize("phase", [rank_row.FAILING, rank_row.IDLE])
+def test_a_rank_that_leaves_its_training_by_itself_is_not_ended(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle again, its reply is still on the way."""
+    monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(run_job, "GRACE_S", 0.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.0)
+    ranks = Ranks([], tmp_path)
+    for rank in (0, 1):
+        row = rank_row.RowWriter(tmp_path, rank)
+        row.enter(phase if rank == 0 else rank_row.CELL)
+    PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
+    assert ranks.over.wait(60)
+    assert ranks.ends == [[1]]
+
+
+def test_a_rank_that_has_not_begun_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(run_job, "GRACE_S", 0.0)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.0)
+    for rank in (0, 1):
+        rank_row.RowWriter(tmp_path, rank)
+    ranks = Ranks([], tmp_path)
+    PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
+    assert ranks.over.wait(60)
+    assert ranks.ends == [[0, 1]]
 
 
 class Stalled:

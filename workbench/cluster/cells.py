@@ -54,7 +54,7 @@ class Submission:
     """A cell that was sent to ranks.
 
     Done callbacks are usually called in the thread that receives messages, so they must not block. ``version`` grows
-    with every output. ``number``: of the cell, by which ranks tell cells apart.
+    with every output. ``number``: of the cell, by which ranks tell cells apart. ``began``: ``time.monotonic()``.
     """
 
     _numbers = itertools.count(1)
@@ -62,6 +62,7 @@ class Submission:
     def __init__(self, code: str, ranks: Sequence[int]) -> None:
         self.code = code
         self.number = next(self._numbers)
+        self.began = time.monotonic()
         self.ranks = tuple(ranks)
         self.outputs = {rank: RankOutput(rank) for rank in ranks}
         self._changed = threading.Condition()

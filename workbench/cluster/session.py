@@ -34,7 +34,7 @@ from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
-from workbench.core.live.rank_row import is_failing
+from workbench.core.live.rank_row import is_leaving
 from workbench.errors import ClusterError, format_ranks
 
 #: seconds in which a rank that was killed has ended, and a rank server has answered
@@ -421,7 +421,8 @@ class Session:
         for submission in self._cells.unfinished():
             try:
                 self._cells.interrupt(submission)
-                running = [rank for rank in submission.running_ranks() if not is_failing(self.directory, rank)]
+                began, running = submission.began, submission.running_ranks()
+                running = [rank for rank in running if not is_leaving(self.directory, rank, began=began)]
             except KeyboardInterrupt:
                 running = submission.running_ranks()
             if running:

@@ -21,7 +21,7 @@ from workbench.cluster.cells import Submission
 from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.session import Session
 from workbench.core import background
-from workbench.core.live.rank_row import is_failing
+from workbench.core.live.rank_row import is_leaving
 from workbench.errors import format_ranks
 from workbench.events.outcome import Outcome
 from workbench.run import job as run_job
@@ -92,10 +92,10 @@ class PeerWatch:
         if not deleted and in_debugger(self._session.directory, running):
             self._first_failure = time.monotonic()  # somebody looks into it
             return False
-        failing = self._failing(running)
+        leaving = self._leaving(running)
         since_s = time.monotonic() - self._first_failure
-        overdue = failing if since_s >= run_job.GRACE_S + run_job.INTERRUPTED_S + run_job.FAILING_S else []
-        others = [rank for rank in running if rank not in failing]
+        overdue = leaving if since_s >= run_job.GRACE_S + run_job.INTERRUPTED_S + run_job.FAILING_S else []
+        others = [rank for rank in running if rank not in leaving]
         match next_action(since_s, interrupted=self._interrupted):
             case "interrupt":
                 self._session.interrupt(others)
@@ -103,7 +103,7 @@ class PeerWatch:
             case "kill" if others or overdue:
                 why = next(iter(late.values()), f"{format_ranks(failed)} failed")
                 self._kill([*others, *overdue], "the run was deleted" if deleted else why)
-                return not failing or bool(overdue)
+                return not leaving or bool(overdue)
         return False
 
     def _kill(self, ranks: list[int], cause: str) -> None:
@@ -115,9 +115,10 @@ class PeerWatch:
             self._job.ranks_ended(new, reason)
         self._session.end_ranks(ranks, reason)
 
-    def _failing(self, running: list[int]) -> list[int]:
+    def _leaving(self, running: list[int]) -> list[int]:
         """Return the ranks that write down how their training failed, and leave it."""
-        return [rank for rank in running if is_failing(self._session.directory, rank)]
+        began = self._submission.began
+        return [rank for rank in running if is_leaving(self._session.directory, rank, began=began)]
 
     def _failed_ranks(self) -> set[int]:
         """Return the ranks that died, returned a failure, or logged one."""

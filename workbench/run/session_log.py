@@ -33,6 +33,7 @@ class SessionLog:
         self._log = RankLogWriter(run, SESSION_RANK)
         self._dead: set[int] = set()
         self._left: set[int] = set()
+        self._ended: set[int] = set()  # by the session
 
     def rank_died(self, rank: int, reason: str, step: int = 0) -> None:
         """Record that the process of a rank ended while the run needed it, after ``step`` steps."""
@@ -52,6 +53,7 @@ class SessionLog:
         """Record that all ranks begin again, after ``step`` steps, for the ``number``-th time of ``most``."""
         self._dead.clear()
         self._left.clear()
+        self._ended.clear()
         self.advice = ""
         self._write([_of_ranks("restart", {"number": number, "of": most, "reason": reason}, step)])
 
@@ -71,9 +73,10 @@ class SessionLog:
         """Record that the session ends ranks that waited for a failed one. Such an end never counts as the cause.
         ``ranks``: rank -> the steps that it has finished; ``state``: theirs now."""
         self._dead.update(ranks)
+        self._ended.update(ranks)
         self.advice = (
-            f"{format_ranks(ranks)} waited for it and {'was' if len(ranks) == 1 else 'were'} ended: run %dist_up to "
-            "start new ranks"
+            f"{format_ranks(sorted(self._ended))} waited for it and {'was' if len(self._ended) == 1 else 'were'} "
+            "ended: run %dist_up to start new ranks"
         )
         because = failure("PeerFailed", why, peer=True)
         self._write([_state(rank, state, because, step) for rank, step in ranks.items()])

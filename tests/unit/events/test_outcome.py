@@ -208,9 +208,10 @@ def test_a_restart_that_cannot_be_made_leaves_the_failure(restarted: tuple, caps
 def test_ranks_that_were_ended_do_not_explain_the_failure(run: Run, job: TrainingJob) -> None:
     with RankLogWriter(run.path, 1) as log:
         log.event("state", "failed", failure("KeyError", "'x'"))
-    job.ranks_ended([0], "ended by the session")
+    for rank in (2, 0):  # one after another
+        job.ranks_ended([rank], "ended by the session")
     job.end({0: None, 1: Outcome(state="failed", step=1)}, {0: "killed by signal 9 (SIGKILL)"})
-    with pytest.raises(RunError, match=r"on rank 1: KeyError: 'x'; rank 0 waited for it and was ended: run %dist_up"):
+    with pytest.raises(RunError, match=r"on rank 1: KeyError: 'x'; ranks 0, 2 waited for it and were ended: run "):
         run.wait(timeout=1)
 
 

@@ -43,7 +43,8 @@ def _call(request: CallInRanks) -> None:
 
 
 def call_in_ranks(directory: Path, request: CallInRanks) -> str:
-    """Tells the ranks of a request to call its function; those that have ended call nothing.
+    """Tells the ranks of a request to call its function; those that have ended call nothing, and those that have not
+    answered the ten calls before it, as in native code that holds the interpreter's lock, need not be told once more.
 
     Returns "", or which ranks cannot be told and why.
     """
@@ -53,8 +54,8 @@ def call_in_ranks(directory: Path, request: CallInRanks) -> str:
         for rank in request.ranks:
             try:
                 sender.sendto(line, _path(directory, rank))
-            except ConnectionRefusedError:
-                continue  # it has ended, which its server tells
+            except (ConnectionRefusedError, BlockingIOError):
+                continue  # it has ended, which its server tells; or earlier calls wait until it can run Python
             except OSError as error:
                 failed[rank] = error.strerror or str(error)
     return f"{format_ranks(failed)} cannot be told: {next(iter(failed.values()))}" if failed else ""

@@ -213,12 +213,16 @@ def is_in_debugger(rank: int) -> bool:
         return False
 
 
-def is_failing(directory: Path, rank: int) -> bool:
-    """Returns whether a rank writes down how its training failed, and leaves it."""
+def is_leaving(directory: Path, rank: int, *, began: float) -> bool:
+    """Returns whether a rank writes down how its training failed, or has left it and its reply is on the way.
+
+    ``began``: ``time.monotonic()`` when the training was sent to it.
+    """
     try:
-        return read_row(directory, rank).phase == FAILING
+        row = read_row(directory, rank)
     except OSError:  # it has ended
         return False
+    return row.phase == FAILING or (row.phase == IDLE and row.since >= began)
 
 
 def ranks_in(directory: Path) -> list[int]:
