@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.gpu.conftest import gpu_count
+from tests.waiting import until
 from workbench.cluster import releases
 from workbench.cluster.faults import fault
 from workbench.cluster.session import Session
@@ -37,9 +38,9 @@ def raises(session: Session) -> None:
 
 def interrupted(session: Session) -> None:
     """One rank waits for another that comes to no collective; both are interrupted, and keep their variables."""
-    cell = session.submit(f"kept = 7\nif rank == 0:\n    {REDUCE.replace(chr(10), chr(10) + '    ')}")
-    while 1 in cell.running_ranks():
-        cell.wait_until_finished(0.05)
+    waits = REDUCE.replace("\n", "\n    ")
+    cell = session.submit(f"kept = 7\nif rank == 0:\n    print('there', flush=True)\n    {waits}")
+    until(lambda: "there" in cell.outputs[0].stdout and 1 not in cell.running_ranks())
     releases.interrupt(cell, signal=session.interrupt, call=session.call)
     assert cell.wait_until_finished(120) and cell.error(0) is not None
     assert session.pull("kept") == {0: 7, 1: 7}
@@ -49,8 +50,8 @@ def interrupted(session: Session) -> None:
 def killed(session: Session) -> None:
     """One rank is killed while the other waits for it; a new one takes its place, and the other keeps its variables."""
     session.execute("kept = 9", timeout=120).raise_on_error()
-    waits = f"import time\nif rank:\n    time.sleep(600)\n{REDUCE}"
-    cell = session.submit(waits)
+    cell = session.submit(f"import time\nprint('there', flush=True)\nif rank:\n    time.sleep(600)\n{REDUCE}")
+    until(lambda: all("there" in output.stdout for output in cell.outputs.values()))
     fault(session, "kill", [1])
     with pytest.raises(RankDiedError, match="rank 1 ended"):
         session.wait(cell, 120)

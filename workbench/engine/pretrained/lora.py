@@ -6,6 +6,7 @@ LoRA: Hu et al. 2021, arXiv 2106.09685. The layers are peft's own.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def add_adapters(model: torch.nn.Module, lora: Any) -> torch.nn.Module:
 
 def import_peft() -> Any:
     """The peft library. ``ConfigError`` when it is not installed."""
+    # at the first adapter peft imports it, and on some processors it says that it lacks kernels for four bits
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import peft
     except ImportError as error:

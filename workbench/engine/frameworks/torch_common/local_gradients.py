@@ -39,7 +39,8 @@ def before_ddp_reduces(
             queued = True
             torch.autograd.Variable._execution_engine.queue_callback(look)
 
-    handles = [item.parameter.register_post_accumulate_grad_hook(first) for item in items]
+    trained = [item.parameter for item in items if item.parameter.requires_grad]  # a cell may freeze some of them
+    handles = [parameter.register_post_accumulate_grad_hook(first) for parameter in trained]
     try:
         yield
     finally:

@@ -47,9 +47,10 @@ class FsdpReduction:
     def looks_at(self, loss: torch.Tensor) -> None:
         """Before the backward pass of a piece: look for gradients of the parameters that were gathered."""
         for place, parameter in enumerate(self._parameters if self._may_differ else ()):
-            if place not in self._hooked and hasattr(parameter, "_unsharded_param"):
+            whole = getattr(parameter, "_unsharded_param", None)
+            if place not in self._hooked and whole is not None and whole.requires_grad:  # a cell may have frozen it
                 self._hooked.add(place)
-                parameter._unsharded_param.register_post_accumulate_grad_hook(partial(_note, self._used, place))
+                whole.register_post_accumulate_grad_hook(partial(_note, self._used, place))
 
     def finish(self) -> None:
         """Take the gradient away from parameters that no rank used. Collective where ranks may differ."""
