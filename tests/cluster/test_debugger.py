@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_a_breakpoint_in_a_library_stops_there(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "library_of_others.py").write_text("def double(x):\n    breakpoint()\n    y = 2 * x\n    return y\n")
+    library = tmp_path / "library_of_others.py"
+    library.write_text("def double(x):\n    breakpoint()\n    y = 2 * x\n    return y\n")
+    os.utime(library, (time.time() - 60,) * 2)  # one that is as new as its import would be reloaded to be safe
     typed += ["p x", "n", "n", "p y", "u", "p mine", "c"]
     cell = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport library_of_others\nmine = 7 + rank\n"
     shell.run_cell_magic(

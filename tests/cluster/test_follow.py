@@ -60,6 +60,20 @@ def test_a_module_that_was_edited_while_a_cell_ran_is_reloaded(ranks: Session, f
     assert results(ranks, "during.VALUE") == ["2", "2"]
 
 
+def test_a_module_whose_folder_was_taken_off_the_path_is_reloaded_from_its_file(ranks: Session, tmp_path: Path) -> None:
+    package = tmp_path / "off_path"
+    package.mkdir()
+    (package / "__init__.py").write_text("from off_path.part import f\nVALUE = 1\n")
+    (package / "part.py").write_text("def f():\n    return 1\n")
+    path = f"sys.path.{{}}({str(tmp_path)!r})"
+    cell = f"import sys; {path.format('append')}; import off_path; {path.format('remove')}; held = off_path.f"
+    ranks.execute(cell).raise_on_error()
+    (package / "__init__.py").write_text("from off_path.part import f\nVALUE = 2\n")
+    (package / "part.py").write_text("def f():\n    return 2\n")
+    seen = "off_path.VALUE, off_path.f(), held(), off_path.__name__, off_path.__spec__.name"
+    assert results(ranks, seen) == ["(2, 2, 2, 'off_path', 'off_path')"] * 2
+
+
 def test_a_cell_is_refused_while_an_edited_module_cannot_be_loaded(ranks: Session, folder: Path) -> None:
     (folder / "broken.py").write_text("VALUE = 1\n")
     ranks.execute("import broken; ran = 0").raise_on_error()

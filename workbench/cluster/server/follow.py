@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -152,7 +153,7 @@ class ModuleReloader:
         for name in _in_import_order(changed, imports):
             try:
                 _drop_bytecode(files[name])
-                superreload(sys.modules[name], importlib.reload, self._old_objects)
+                superreload(sys.modules[name], partial(_reload, files[name]), self._old_objects)
             except Exception as error:  # the module is the user's: anything
                 raise ImportError(
                     f"the module {name} changed on disk and cannot be reloaded: {type(error).__name__}: {error}; "
@@ -162,6 +163,20 @@ class ModuleReloader:
             self._stamps[name] = stamps.get(name, (0, 0))
             reloaded.append(name)
         return reloaded
+
+
+def _reload(file: str, module: ModuleType) -> ModuleType:
+    """Loads a module again: from ``file`` where ``sys.path`` has its folder no more, which a cell may take off."""
+    try:
+        return importlib.reload(module)
+    except ModuleNotFoundError as error:
+        spec = importlib.util.spec_from_file_location(module.__name__, file)
+        if error.name != module.__name__ or spec is None or spec.loader is None:
+            raise
+    new = importlib.util.module_from_spec(spec)
+    vars(module).update(vars(new))
+    spec.loader.exec_module(module)
+    return module
 
 
 def _in_import_order(changed: Iterable[str], imports: Mapping[str, set[str]]) -> list[str]:
