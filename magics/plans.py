@@ -1,5 +1,5 @@
 """``%dist_plans``: what each rank will hold under each plan, before anything is trained. ``%dist_lab``: communication
-algorithms, compared by training."""
+algorithms, or frameworks, compared by training."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ class PlansMagics(Magics):
     @run_flags
     @line_cell_magic
     def dist_lab(self, line: str, cell: str | None = None) -> Lab | None:
-        """Compare communication algorithms (gradient compression): train with each, with the same data and seeds, and
-        compare the time and the bytes to a loss.
+        """Compare communication algorithms (gradient compression), or frameworks: train with each, with the same data
+        and seeds, and compare the time and the bytes to a loss, or the steps a second, memory and losses.
 
         It takes the flags and the cell of ``%dist_train``: ``%dist_lab stdlib-llama -n 2 --algorithms
-        ddp,bf16,powersgd:4 --seeds 3``. Returns a ``Lab``: sentences, a table (``.table()``: one row per training) and
-        figures of the loss over time, bytes and steps. The runs are kept. Ctrl-C ends the training; those that have
-        ended are kept.
+        ddp,bf16,powersgd:4 --seeds 3``, or ``%dist_lab stdlib-llama --plan dp2 --frameworks colossal,torch``. Returns a
+        ``Lab``: sentences, a table (``.table()``: one row per training) and figures of the loss over time, bytes and
+        steps. The runs are kept. Ctrl-C ends the training; those that have ended are kept.
         """
         arguments = parse(self.dist_lab, line)
         source = None if cell is None else self.shell.transform_cell(cell)
@@ -89,6 +89,7 @@ class PlansMagics(Magics):
             found = lab(
                 flags.options_of(arguments),
                 algorithms=arguments.algorithms,
+                frameworks=arguments.frameworks,
                 seeds=arguments.seeds,
                 target=arguments.target,
                 config=arguments.config,
@@ -103,5 +104,5 @@ class PlansMagics(Magics):
         if len(found.compared()) > 1 and widgets.available():
             from widgets.overlay import StaticFigures
 
-            StaticFigures(found.figures(), picture=found.picture(), title="Loss of the algorithms").show()
+            StaticFigures(found.figures(), picture=found.picture(), title=f"Loss of the {found.compares}s").show()
         return found

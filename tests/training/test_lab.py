@@ -57,6 +57,22 @@ def test_all_reach_the_loss_and_the_sentence_says_who_was_first(found):
     assert told[-1][1:] == (180, 180) and "seed 1025 (6 of 6)" in told[-1][0]
 
 
+def test_frameworks_are_compared_under_one_plan(shell):
+    line = "--plan dp2 --steps 12 --batch-size 16 --name apart --frameworks torch,colossal"
+    result = shell.run_cell_magic("dist_lab", line, CELL)
+    table = result.table()
+    assert list(table["framework"]) == ["torch", "colossal"] and not any(table["failed"])
+    for row in table.itertuples():
+        run = Run(row.run)
+        assert (run.spec.plan.framework, run.spec.plan.ranks) == (row.framework, 2) and run.last_step == 12
+        assert row.memory_bytes >= 0 and row.step_bytes > 4 * ELEMENTS
+    assert any(result.words()[0].startswith(f"{name} took") for name in ("torch", "colossal"))
+    first, second = (Run(name).metrics()["loss"].to_numpy() for name in table["run"])
+    np.testing.assert_allclose(first, second, rtol=1e-5)
+    same = np.array_equal(first, second)
+    assert result.words()[1].startswith("Their losses are equal" if same else "In no step do two losses differ by more")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -65,6 +81,9 @@ def test_all_reach_the_loss_and_the_sentence_says_who_was_first(found):
         ({"algorithm": "bf16"}, "name all that are compared in --algorithms"),
         ({"plugin": "zero1"}, "algorithms need --plugin ddp"),
         ({"ranks": 1}, "at least two data-parallel ranks"),
+        ({"frameworks": "torch,colossal", "algorithms": "bf16"}, "leave one out"),
+        ({"frameworks": "torch,colossal", "framework": "torch"}, "name all that are compared in --frameworks"),
+        ({"frameworks": "torch,colossal", "plan": "zero1 dp2"}, "zero1 belongs to another framework"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(more, words):

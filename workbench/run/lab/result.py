@@ -1,8 +1,10 @@
-"""What a lab found: times and bytes until a loss, for each algorithm over its seeds."""
+"""What a lab found: for each algorithm the time and the bytes until a loss, for each framework its steps, memory and
+losses, over the seeds."""
 
 from __future__ import annotations
 
 import html as markup
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -25,19 +27,25 @@ _STYLE = (
     "font-variant-numeric:tabular-nums}.dw-lab th{vertical-align:bottom;white-space:normal}"
     ".dw-lab td:first-child,.dw-lab th:first-child{text-align:left}.dw-lab .scroll{overflow-x:auto}</style>"
 )
-_HEADS = ("algorithm", "time to the loss", "bytes until then", "bytes per step", "step", "last loss")
+ALGORITHM, FRAMEWORK = "algorithm", "framework"
+_HEADS = {
+    ALGORITHM: (ALGORITHM, "time to the loss", "bytes until then", "bytes per step", "step", "last loss"),
+    FRAMEWORK: (FRAMEWORK, "steps a second", "step", "bytes per step", "memory of a rank", "last loss"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training of a lab. ``name``: of its run. ``run``: its curves over steps, seconds and bytes of all ranks; None
-    where it failed, for the reason ``failed``."""
+    """One training of a lab. ``choice``: its algorithm ("": whole gradients) or its framework. ``name``: of its run.
+    ``run``: its curves over steps, seconds and bytes of all ranks; None where it failed, for the reason ``failed``.
+    ``grown``: bytes by which the memory of a rank grew at most while it trained (NaN: not known)."""
 
-    algorithm: str
+    choice: str
     seed: int
     run: ComparedRun | None
     failed: str = ""
     name: str = ""
+    grown: float = math.nan
 
     def losses(self) -> np.ndarray:
         """The loss of each step, smoothed (an exponential mean with weight 0.2)."""
@@ -62,34 +70,44 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The trials of one algorithm."""
+    """The trials of one algorithm or framework."""
 
-    algorithm: str
+    choice: str
     trials: tuple[Trial, ...]
 
     @property
     def name(self) -> str:
         """What it is called."""
-        return called(self.algorithm)
+        return called(self.choice)
 
     def values(self, target: float, axis: str) -> list[float]:
         """``Trial.at`` of each seed that did not fail."""
         return [trial.at(target, axis) for trial in self.trials if trial.run is not None]
 
+    def last_losses(self) -> list[float]:
+        """The smoothed loss at the end of each trial that took a step."""
+        return [float(losses[-1]) for trial in self.trials if (losses := trial.losses()).size]
+
+    def step_s(self) -> float:
+        """The median time of a step over the seeds; NaN where a trial failed."""
+        return math.nan if any(trial.failed for trial in self.trials) else _median(t.step_s() for t in self.trials)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lab:
-    """Algorithms that trained the same model, compared. It shows itself as a sentence and a table.
+    """Algorithms or frameworks that trained the same model, compared. It shows itself as a sentence and a table.
 
-    ``target``: the smoothed loss whose time is compared.
+    ``target``: the smoothed loss whose time is compared. ``compares``: "algorithm" or "framework".
     """
 
     results: tuple[Result, ...]
     target: float
+    compares: str = ALGORITHM
 
     def table(self) -> pd.DataFrame:
-        """One row per trial: algorithm, seed, run, seconds and bytes of all ranks until the target loss, the median
-        step in seconds and its bytes, and the smoothed loss at the end."""
+        """One row per trial: algorithm or framework, seed, run, seconds and bytes of all ranks until the target loss,
+        the median step in seconds and its bytes, the bytes by which the memory of a rank grew at most, and the smoothed
+        loss at the end."""
         import pandas as pd
 
         rows = []
@@ -98,7 +116,7 @@ class Lab:
                 losses = trial.losses()
                 rows.append(
                     {
-                        "algorithm": result.name,
+                        self.compares: result.name,
                         "seed": trial.seed,
                         "run": trial.name,
                         "seconds": trial.at(self.target, "time"),
@@ -106,6 +124,7 @@ class Lab:
                         "steps": trial.at(self.target, "step"),
                         "step_s": trial.step_s(),
                         "step_bytes": trial.step_bytes(),
+                        "memory_bytes": trial.grown,
                         "last_loss": float(losses[-1]) if losses.size else math.nan,
                         "failed": trial.failed,
                     }
@@ -114,15 +133,50 @@ class Lab:
 
     def words(self) -> list[str]:
         """What was found, in sentences."""
-        lines = [self._first()]
-        baseline = next((result for result in self.results if not result.algorithm), None)
-        if baseline is not None:
-            lines += self._beside(baseline)
+        if self.compares == FRAMEWORK:
+            lines = [*self._fastest(), *self._agreement()]
+        else:
+            lines = [self._first()]
+            baseline = next((result for result in self.results if not result.choice), None)
+            if baseline is not None:
+                lines += self._beside(baseline)
         failed = [(result, trial) for result in self.results for trial in result.trials if trial.failed]
         lines += [f"{result.name}, seed {trial.seed}: {trial.failed}" for result, trial in failed]
         if max((len(result.trials) for result in self.results), default=0) == 1:
             lines.append("There is one seed, so no spread is known: pass --seeds 3.")
         return lines
+
+    def _fastest(self) -> list[str]:
+        """Whose steps are the shortest, and how much longer those of the others are."""
+        known = sorted((time, each.name) for each in self.results if (time := each.step_s()) > 0)
+        if not known:
+            return []
+        (least, best), *others = known
+        text = f"{best} took {_time_words(least)} a step"
+        if others:
+            longer = [f"{name} {time / least:.2f}" for time, name in others]
+            text += f"; {', '.join(longer)} times as long"
+        return [f"{text}."]
+
+    def _agreement(self) -> list[str]:
+        """By how much the losses of two frameworks differ at most in a step, with the same seed."""
+        found: list[tuple[float, str]] = []
+        for one, other in itertools.combinations(self.results, 2):
+            for first, second in zip(one.trials, other.trials, strict=True):
+                if first.run is None or second.run is None:
+                    continue
+                steps = min(first.run.curve["loss"].size, second.run.curve["loss"].size)
+                apart = np.abs(first.run.curve["loss"][:steps] - second.run.curve["loss"][:steps])
+                if np.isfinite(apart).any():
+                    step = int(first.run.curve["step"][np.nanargmax(apart)])
+                    where = f"({one.name} and {other.name}, seed {first.seed}, step {step})"
+                    found.append((float(np.nanmax(apart)), where))
+        if not found:
+            return []
+        most, where = max(found)
+        if not most:
+            return ["Their losses are equal in every step."]
+        return [f"In no step do two losses differ by more than {numbers.number(most)} {where}."]
 
     def _first(self) -> str:
         """Who reached the loss first, where that can be told."""
@@ -159,6 +213,18 @@ class Lab:
         return statistics.median(found) if reached else math.inf
 
     def _rows(self) -> list[list[str]]:
+        if self.compares == FRAMEWORK:
+            return [
+                [
+                    result.name,
+                    _spread([1 / trial.step_s() for trial in result.trials], numbers.number),
+                    _spread([trial.step_s() for trial in result.trials], _time_words),
+                    _spread([trial.step_bytes() for trial in result.trials], numbers.decimal_bytes),
+                    _spread([trial.grown for trial in result.trials], numbers.decimal_bytes),
+                    _spread(result.last_losses(), numbers.number),
+                ]
+                for result in self.results
+            ]
         return [
             [
                 result.name,
@@ -166,21 +232,21 @@ class Lab:
                 _spread(result.values(self.target, "bytes"), numbers.decimal_bytes),
                 _spread([trial.step_bytes() for trial in result.trials], numbers.decimal_bytes),
                 _spread([trial.step_s() for trial in result.trials], _time_words),
-                _spread([float(each[-1]) for trial in result.trials if (each := trial.losses()).size], numbers.number),
+                _spread(result.last_losses(), numbers.number),
             ]
             for result in self.results
         ]
 
     def __repr__(self) -> str:
-        return "\n".join([*self.words(), "", numbers.format_table(self._rows(), _HEADS)])
+        return "\n".join([*self.words(), "", numbers.format_table(self._rows(), _HEADS[self.compares])])
 
     def _repr_html_(self) -> str:
         words = "".join(f"<p>{markup.escape(line)}</p>" for line in self.words())
-        table = numbers.html_table(self._rows(), _HEADS)
+        table = numbers.html_table(self._rows(), _HEADS[self.compares])
         return f'{_STYLE}<div class="dw-lab">{words}<div class="scroll">{table}</div></div>'
 
     def compared(self) -> list[ComparedRun]:
-        """The runs of the first seed, one per algorithm."""
+        """The runs of the first seed, one per algorithm or framework."""
         return [trial.run for result in self.results for trial in result.trials[:1] if trial.run is not None]
 
     def figures(self) -> list[Any]:

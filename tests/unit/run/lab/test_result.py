@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from workbench.errors import ConfigError
 from workbench.history.sources import ComparedRun
-from workbench.run.lab.options import DEFAULT, read
-from workbench.run.lab.result import Lab, Result, Trial, common_loss
+from workbench.run.lab.options import DEFAULT, read, read_frameworks
+from workbench.run.lab.result import FRAMEWORK, Lab, Result, Trial, common_loss
 
 STEPS = 200
 
@@ -29,12 +30,12 @@ def trial(algorithm: str, seed: int = 1, *, step_s: float, step_bytes: float, ra
         curve=curve | {"tps": step * math.nan, "grad_norm": step * math.nan, "tokens": step * math.nan},
         validation=(np.empty(0), np.empty(0)),
     )
-    return Trial(algorithm=algorithm, seed=seed, run=run)
+    return Trial(choice=algorithm, seed=seed, run=run)
 
 
 def lab(*groups: list[Trial], target: float | None = None) -> Lab:
     trials = [each for group in groups for each in group]
-    results = tuple(Result(algorithm=group[0].algorithm, trials=tuple(group)) for group in groups)
+    results = tuple(Result(choice=group[0].choice, trials=tuple(group)) for group in groups)
     return Lab(results=results, target=common_loss(trials) if target is None else target)
 
 
@@ -83,12 +84,33 @@ def test_over_seeds_that_overlap_nobody_is_first_alone():
 
 
 def test_a_trial_that_failed_is_named_and_counts_as_never():
-    failed = Trial(algorithm="int4", seed=1, run=None, failed="run 'x' failed at step 3")
+    failed = Trial(choice="int4", seed=1, run=None, failed="run 'x' failed at step 3")
     found = lab([trial("", **WHOLE)], [failed])
     assert found.words()[0].startswith("ddp reached loss")
     assert "int4, seed 1: run 'x' failed at step 3" in found.words()
     assert len(found.compared()) == 1 and found.figures() == []
     assert "int4" in repr(found) and "<table>" in found._repr_html_()
+
+
+def test_frameworks_are_compared_by_their_steps_and_their_losses():
+    slow = trial("torch", step_s=0.2, step_bytes=8e6, rate=0.05)
+    fast = trial("colossal", step_s=0.1, step_bytes=8e6, rate=0.05)
+    fast.run.curve["loss"][41] += 3e-6
+    results = (
+        Result(choice="torch", trials=(replace(slow, grown=4e6),)),
+        Result(choice="colossal", trials=(replace(fast, grown=2e6),)),
+        Result(choice="mpi", trials=(Trial(choice="mpi", seed=1, run=None, failed="it has no mpiexec"),)),
+    )
+    found = Lab(results=results, target=0.1, compares=FRAMEWORK)
+    words = found.words()
+    assert words[0] == "colossal took 100 ms a step; torch 2.00 times as long."
+    assert words[1] == "In no step do two losses differ by more than 3e-6 (torch and colossal, seed 1, step 42)."
+    assert words[2] == "mpi, seed 1: it has no mpiexec"
+    table = found.table().set_index("framework")
+    assert list(table["memory_bytes"])[:2] == [4e6, 2e6] and math.isnan(table["memory_bytes"]["mpi"])
+    shown = repr(found).splitlines()
+    assert any(line.split()[:2] == ["torch", "5"] for line in shown) and "4 MB" in repr(found)
+    assert "<td>mpi</td>" in found._repr_html_()
 
 
 def test_figures_are_over_time_bytes_and_steps():
@@ -98,7 +120,19 @@ def test_figures_are_over_time_bytes_and_steps():
     assert found.picture().startswith(b"\x89PNG")
 
 
+def test_frameworks_are_read_once_each():
+    assert read_frameworks("torch, colossal,torch") == ["torch", "colossal"]
+    for text, message in (
+        ("torch", "names one: two are"),
+        (",", "names none: two or more are"),
+        ("torch,colosal", "there is no framework 'colosal'; did you mean 'colossal'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_frameworks(text)
+
+
 def test_algorithms_are_read_once_each():
+    assert read("") == read(DEFAULT)
     assert read("ddp, ddp:bf16,bf16,topk+ef") == ["", "bf16", "topk:0.01+ef"]
     assert read(DEFAULT) == ["", "bf16", "topk:0.01+ef", "powersgd:4"]
     with pytest.raises(ConfigError, match="names none"):
