@@ -15,8 +15,10 @@ import workbench
 from tests.unit.imports import ROOT, parsed, sources
 from workbench.cli.commands import COMMANDS
 from workbench.cli.main import parser
+from workbench.cli.reference import table
 from workbench.core import run_files
 from workbench.core.config import TrainSpec, read_spec_options
+from workbench.core.plans.capability_table import capability_table
 from workbench.core.records import TABLES, columns_of
 
 PAGES = {str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -84,6 +86,12 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 def test_the_readme_fits_a_few_screens() -> None:
     assert len(TEXTS["README.md"].splitlines()) <= 130
+
+
+def test_the_readme_says_what_works_with_each_framework() -> None:
+    found = capability_table()
+    heads = ("", *(f"`{name}`" for name in found.frameworks()))
+    assert table(heads, found.by_framework()) in TEXTS["README.md"]
 
 
 # --------------------------------------------------------------------------------------------------------------- names

@@ -21,7 +21,7 @@ from widgets.panel import control_set
 from workbench.core import frameworks
 from workbench.core.config import ParallelPlan, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, Feature, Framework, Plugin
-from workbench.core.plans.capability_table import capability_table
+from workbench.core.plans.capability_table import ASKED, capability_table
 from workbench.core.plans.requirements import check_capabilities
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Alone
@@ -148,6 +148,20 @@ def test_a_feature_is_refused_untried_or_works_and_the_table_says_so(monkeypatch
     )
     with pytest.raises(ConfigError, match=r"torch\.compile: not available with own solo"):
         check_trainable(spec, work)
+
+
+def test_things_that_the_same_plugins_can_do_share_a_row() -> None:
+    whole = Plugin(name="whole", summary="", strategy="", capabilities=frozenset(Capability))
+    other = Plugin(name="other", summary="", strategy="", own_steps="a:b", capabilities=frozenset(Capability))
+    frameworks = [
+        Framework(name=name, title=name, plugins=plugins, preload="", joined="", packages=())
+        for name, plugins in (("own", (_with_half_precision_refused(),)), ("two", (whole, other)))
+    ]
+    rows = {row[0]: row[1:] for row in capability_table(frameworks).by_framework()}
+    assert rows["plugins"] == ("solo", "whole, other")
+    assert rows["GPU ranks"] == ("not tried yet", "all") and rows["train_step"] == ("none", "other")
+    shared = next(cells for name, cells in rows.items() if "fp32" in name.split(", "))
+    assert shared == ("all", "all") and sum(len(name.split(", ")) for name in rows) == len(ASKED) + 1
 
 
 @pytest.mark.parametrize(

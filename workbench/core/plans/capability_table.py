@@ -67,6 +67,35 @@ class CapabilityTable:
             signs[each.asked].append(each.support.value)
         return [(asked.value, *found) for asked, found in signs.items()]
 
+    def frameworks(self) -> list[str]:
+        """The names of the frameworks."""
+        return list(dict.fromkeys(each.framework for each in self.entries))
+
+    def by_framework(self) -> list[tuple[str, ...]]:
+        """The plugins of each framework, and with which of them each thing works that can be asked; things for which
+        that is the same share a row."""
+        plugins: dict[str, list[str]] = {}
+        works: dict[Feature | Capability, dict[str, list[str]]] = {asked: {} for asked in ASKED}
+        untried = {(each.framework, each.asked) for each in self.entries if each.support is Support.UNTRIED}
+        for each in self.entries:
+            plugins.setdefault(each.framework, [])
+            if each.plugin not in plugins[each.framework]:
+                plugins[each.framework].append(each.plugin)
+            able = works[each.asked].setdefault(each.framework, [])
+            if each.support is Support.WORKS:
+                able.append(each.plugin)
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for asked, found in works.items():
+            cells = [
+                "not tried yet" if (name, asked) in untried and not found[name] else _among(found[name], plugins[name])
+                for name in plugins
+            ]
+            alike.setdefault(tuple(cells), []).append(asked.value)
+        return [
+            ("plugins", *(", ".join(names) for names in plugins.values())),
+            *((", ".join(names), *cells) for cells, names in alike.items()),
+        ]
+
     def reasons(self) -> list[str]:
         """Each reason for what is refused, untried or not offered, with the plans that it holds for, as sentences."""
         found: dict[tuple[str, str], list[str]] = {}
@@ -82,6 +111,14 @@ class CapabilityTable:
     def _repr_html_(self) -> str:
         notes = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons())
         return f"{html_table(self.rows(), ('', *self.plans()))}<ul>{notes}</ul>"
+
+
+def _among(able: list[str], plugins: list[str]) -> str:
+    """Which of the plugins of a framework can do something, in few words."""
+    others = [name for name in plugins if name not in able]
+    if not able or not others:
+        return "none" if not able else "all"
+    return ", ".join(able) if len(able) <= len(others) else f"all but {', '.join(others)}"
 
 
 def capability_table(frameworks: Iterable[Framework] | None = None) -> CapabilityTable:
