@@ -3,10 +3,11 @@
     python -m tests.benchmarks.plans [--ranks 2 4] [--plans ddp tp torch-tp] [--pairs 3] [--steps 30]
     python -m tests.benchmarks.plans --switch [--pairs 3]
 
-The scripts are ``bare.py`` (a Colossal-AI booster loop) and ``plans/bare_torch.py`` (DistributedDataParallel, FSDP2,
-DTensor, torch.distributed.pipelining), under torchrun. The two sides run in turn, and each pair gives a ratio of steps
-per second by the median step. Prints for each plan that ratio (goal: 0.99x), the most memory of a rank on both sides
-(proportional set size, so that shared libraries count once), and of another run that writes checkpoints the pause
+The scripts are ``bare.py`` (a Colossal-AI booster loop), ``plans/bare_torch.py`` (DistributedDataParallel, FSDP2,
+DTensor, torch.distributed.pipelining) and ``plans/bare_deepspeed.py`` under torchrun, and ``plans/bare_mpi.py`` under
+mpiexec. DeepSpeed and MPI are those of ``workbench env create``. The two sides run in turn, and each pair gives a ratio
+of steps per second by the median step. Prints for each plan that ratio (goal: 0.99x), the most memory of a rank on both
+sides (proportional set size, so that shared libraries count once), and of another run that writes checkpoints the pause
 between two steps and the time until a checkpoint is on the disk. ``--switch``: a running training goes on under another
 plan; seconds from ``Run.switch`` to the end of the first step there (goal: 2 s), and the losses before and after.
 """
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ import workbench
 from tests.benchmarks import checkpoint
 from tests.benchmarks.machine import describe_machine
 from workbench.cluster.session import Session
+from workbench.core.environments import python_for
+from workbench.core.frameworks import framework, installed
 
 ROOT = Path(__file__).resolve().parents[2]
 GOAL, SWITCH_GOAL_S = 0.99, 2.0
@@ -49,6 +52,10 @@ PLANS = {
     "torch-fsdp": ("torch fsdp", "plans/bare_torch.py", "--plan fsdp"),
     "torch-tp": ("torch hybrid tp{n}", "plans/bare_torch.py", "--plan tp"),
     "torch-pp": ("torch hybrid pp{n}", "plans/bare_torch.py", "--plan pp"),
+    "deepspeed-zero1": ("deepspeed zero1", "plans/bare_deepspeed.py", "--stage 1"),
+    "deepspeed-zero2": ("deepspeed zero2", "plans/bare_deepspeed.py", "--stage 2"),
+    "deepspeed-zero3": ("deepspeed zero3", "plans/bare_deepspeed.py", "--stage 3"),
+    "mpi": ("mpi ddp", "plans/bare_mpi.py", ""),
 }
 
 
@@ -86,9 +93,13 @@ class Side:
 
 
 def bare(name: str, ranks: int, options: argparse.Namespace, into: Side) -> None:
-    """Run the script under torchrun."""
-    _, script, words = PLANS[name]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    """Run the script under torchrun, or under mpiexec."""
+    plan, script, words = PLANS[name]
+    own = plan.split()[0]
+    python = (python_for(framework(own)) if own in installed() else "") or sys.executable
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    if own == "mpi":
+        command = [str(Path(python).with_name("mpiexec")), "-n", str(ranks), python]
     command += [str(ROOT / "tests/benchmarks" / script), *words.format(n=ranks).split()]
     command += ["--steps", str(options.steps), "--batch-size", str(options.batch_size)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -173,10 +184,11 @@ def switch(ranks: int, options: argparse.Namespace) -> None:
     print(f"switch: median {statistics.median(taken):.2f} s, goal <= {SWITCH_GOAL_S:.0f} s")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(about: str | None = __doc__, plans: Sequence[str] = tuple(PLANS)) -> None:
+    """``about``: what ``--help`` says; ``plans``: those that are compared unless others are asked for."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2])
-    parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--plans", nargs="+", default=list(plans), choices=list(PLANS))
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,11 +23,7 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from workbench.core.config import TrainSpec
-from workbench.core.recipe import recipe
-
-#: first steps that do not count
-_WARM_UP = 10
+from tests.benchmarks.bare_common import median_step_ms, work_of
 
 
 class _Stage(torch.nn.Module):
@@ -117,12 +111,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    work = recipe("stdlib-llama").build(
-        TrainSpec.from_options({
-            **recipe("stdlib-llama").defaults["tiny"], "recipe": "stdlib-llama", "size": "tiny", "ranks": ranks,
-            "batch_size": arguments.batch_size, "steps": arguments.steps,
-        })
-    )  # fmt: skip
+    work = work_of(ranks, arguments.batch_size, arguments.steps)
     if arguments.plan == "pp":
         run, replica, replicas = pipeline(work, rank, ranks, ranks), 0, 1
     else:
@@ -135,7 +124,7 @@ def main() -> None:
         work.optimizer.zero_grad()
         ends.append(time.perf_counter())
     if rank == 0:
-        print(1e3 * statistics.median(end - begin for begin, end in pairwise(ends[_WARM_UP - 1 :])), flush=True)
+        print(median_step_ms(ends), flush=True)
     dist.destroy_process_group()
 
 
