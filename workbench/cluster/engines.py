@@ -132,18 +132,20 @@ def wait_until_gone(client: Any, ranks: Iterable[int], *, timeout_s: float, chec
 def wait_for_output(client: Any, ranks: Iterable[int], *, timeout_s: float, check: Callable[[], None]) -> None:
     """Waits until the client receives output of each of the engines ``ranks``; earlier output is lost.
 
-    Sends empty cells until the end-of-output message of one has arrived from every engine. ``check()`` is called
-    repeatedly and raises when an engine has died. Raises ``TimeoutError`` after ``timeout_s``.
+    Sends empty cells until the end-of-output message of one, whichever, has arrived from every engine. ``check()`` is
+    called repeatedly and raises when an engine has died. Raises ``TimeoutError`` after ``timeout_s``.
     """
     deadline = time.monotonic() + timeout_s
     silent = set(ranks)
+    probes: list[Submission] = []
     while silent:
-        probe = Submission("", sorted(silent))
-        send(client, probe)
-        retry_at = time.monotonic() + _RETRY_INTERVAL_S
+        probes.append(Submission("", sorted(silent)))
+        send(client, probes[-1])
+        # on a slow machine an answer may take longer than this: no more cells than it can answer
+        retry_at = time.monotonic() + _RETRY_INTERVAL_S * len(probes)
         while silent and time.monotonic() < retry_at:
             check()
-            silent -= probe.ranks_with_complete_output()
+            silent -= set().union(*(probe.ranks_with_complete_output() for probe in probes))
             time.sleep(0.002)
         if time.monotonic() > deadline:
             raise TimeoutError(f"no output of {format_ranks(silent)} arrived within {timeout_s:.0f} s")
