@@ -1,7 +1,13 @@
-"""Descriptions of how a process ended."""
+"""Descriptions of how a process ended, and the end of several."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from tests.waiting import has_ended, until
+from workbench.cluster.base import processes
 from workbench.cluster.base.processes import describe_exit
 from workbench.cluster.hosts import oom
 
@@ -47,3 +53,28 @@ def test_the_kernels_log(record, words, tmp_path, monkeypatch):
     log.write_text(f"6,339,1303618,-;EXT4-fs (vda): mounted\n3,340,1303619,-;{record}\n")
     monkeypatch.setattr(oom, "_KERNEL_LOG", log)
     assert oom.kill_in_kernel_log(41) == words
+
+
+#: waits for the end of what writes into its input, and says that it saw it
+SEES = "import pathlib, sys; print(flush=True); sys.stdin.read(); pathlib.Path(sys.argv[1]).touch()"
+
+
+def test_none_sees_the_end_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that saw its peer end would log that it failed, of a run that was lost with its kernel."""
+    kill, seen = processes.kill_group, tmp_path / "seen"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "start_new_session": True}
+    first = subprocess.Popen(["sleep", "600"], **pipes)
+    second = subprocess.Popen([sys.executable, "-c", SEES, str(seen)], **{**pipes, "stdin": first.stdout})
+    first.stdout.close()
+    assert second.stdout.readline() == b"\n"
+
+    def slow_kill(leader: int) -> None:
+        kill(leader)
+        until(lambda: has_ended(leader))
+        until(lambda: seen.exists() or processes.is_stopped(second.pid) or has_ended(second.pid))
+
+    monkeypatch.setattr(processes, "kill_group", slow_kill)
+    processes.end_groups([first.pid, second.pid])
+    assert not seen.exists() and (first.wait(), second.wait()) == (-9, -9)
+    second.stdout.close()
+    first.stdin.close()

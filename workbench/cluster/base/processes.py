@@ -118,6 +118,16 @@ def kill_group(leader: int) -> None:
         os.killpg(leader, signal.SIGKILL)
 
 
+def end_groups(leaders: Iterable[int]) -> None:
+    """Kills the process groups of children of ``fork``. All are stopped first, so that none sees another one end."""
+    leaders = list(leaders)
+    for leader in leaders:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGSTOP)
+    for leader in leaders:
+        kill_group(leader)
+
+
 def end_children(timeout_s: float) -> None:
     """Kills and reaps children until none is left, for at most ``timeout_s`` seconds.
 

@@ -28,6 +28,7 @@ from workbench.cluster.base.processes import (
     adopt_orphans,
     describe_exit,
     end_children,
+    end_groups,
     exit_code,
     fork,
     kill_group,
@@ -350,8 +351,7 @@ class Server:
                 time.sleep(0.01)
             if self._controller:
                 kill_group(self._controller)
-        for pid in (*self._ranks, *self._warm):
-            kill_group(pid)
+        end_groups((*self._ranks, *self._warm))
         end_children(2.0)
 
 
