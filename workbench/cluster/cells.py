@@ -15,7 +15,7 @@ from workbench.cluster.output import MESSAGE_CHARACTERS, CellFailure, RankOutput
 from workbench.core import background
 from workbench.errors import CellError, ClusterError, RankDiedError
 
-#: seconds to wait for the remaining output of a rank after its reply
+#: seconds to wait for more output of a rank after its reply, and after what came since
 _OUTPUT_TIMEOUT_S = 10.0
 
 
@@ -66,7 +66,7 @@ class Submission:
         self.ranks = tuple(ranks)
         self.outputs = {rank: RankOutput(rank) for rank in ranks}
         self._changed = threading.Condition()
-        self._reply_times: dict[int, float] = {}  # rank -> monotonic seconds
+        self._heard: dict[int, float] = {}  # ranks that have replied -> when they, or their output, came last
         self._complete_outputs: set[int] = set()
         self._dead: dict[int, str] = {}
         self._callbacks_called = False
@@ -146,14 +146,14 @@ class Submission:
     def _is_finished(self, rank: int) -> bool:
         if rank in self._dead:
             return True
-        reply_time = self._reply_times.get(rank)
-        if reply_time is None:
+        heard = self._heard.get(rank)
+        if heard is None:
             return False
-        return rank in self._complete_outputs or time.monotonic() - reply_time > _OUTPUT_TIMEOUT_S
+        return rank in self._complete_outputs or time.monotonic() - heard > _OUTPUT_TIMEOUT_S
 
     def _is_only_output_missing(self) -> bool:
         """Whether every rank has replied or died, so that nothing but output can still arrive."""
-        return self._reply_times.keys() | self._dead.keys() >= set(self.ranks)
+        return self._heard.keys() | self._dead.keys() >= set(self.ranks)
 
     def mark_dead(self, rank: int, reason: str) -> None:
         """Records that the process of ``rank`` ended."""
@@ -178,6 +178,8 @@ class Submission:
                 case _:
                     return
             self.version += 1
+            if rank in self._heard:
+                self._heard[rank] = time.monotonic()
 
     def mark_output_complete(self, rank: int) -> None:
         """Records that the output of ``rank`` has arrived in full."""
@@ -199,7 +201,7 @@ class Submission:
                 self.outputs[rank].error = _failure(reply)
                 if not getattr(reply, "engine_info", None):
                     self._complete_outputs.add(rank)  # the cell did not run on the rank, so it has no output
-            self._reply_times[rank] = time.monotonic()
+            self._heard[rank] = time.monotonic()
         self._notify()
         self._start_output_timer()
         if callback is not None:
@@ -210,8 +212,15 @@ class Submission:
         with self._changed:
             if self._callbacks and self._timer is None and self._is_only_output_missing():
                 failed = background.warner("a done callback of a cell failed")
-                self._timer = background.timer(_OUTPUT_TIMEOUT_S + 0.1, self._notify, failed=failed)
+                self._timer = background.timer(_OUTPUT_TIMEOUT_S + 0.1, self._look_again, failed=failed)
                 self._timer.start()
+
+    def _look_again(self) -> None:
+        """Calls the callbacks when nothing more came; else waits once more."""
+        with self._changed:
+            self._timer = None
+        self._notify()
+        self._start_output_timer()
 
     def _notify(self) -> None:
         with self._changed:
