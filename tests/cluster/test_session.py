@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tests.waiting import once, until
+from tests.waiting import WAIT_S, once, until
+from workbench.cluster.cells import Submission
 from workbench.cluster.session import Session
+from workbench.core.live.rank_row import IDLE, read_row
 from workbench.errors import CellError, ClusterError, RankDiedError, RanksBusyError
 
 
@@ -182,6 +184,26 @@ def test_ctrl_c_reaches_the_ranks(ranks, begun):
         ranks.execute(begun.cell())
     until(lambda: not ranks.is_busy())  # the prompt comes back after 3 s, also where a busy machine takes longer
     assert ranks.execute("print('after')")[0].stdout == "after\n"
+
+
+def test_a_rank_whose_reply_is_on_the_way_is_not_ended(ranks, begun, monkeypatch):
+    """It has ended the cell; the notebook, or the machine, is busy."""
+    ranks.execute("kept = 5")
+    told, add_reply, end_stuck = threading.Event(), Submission.add_reply, ranks._end_stuck
+    submission = ranks.submit(begun.cell())
+    until(begun.on_both)
+
+    def interrupt(cell):
+        ranks.interrupt()
+        until(lambda: all(read_row(ranks.directory, rank).phase == IDLE for rank in (0, 1)))
+
+    monkeypatch.setattr(Submission, "add_reply", lambda *reply: (told.wait(WAIT_S), add_reply(*reply)))
+    monkeypatch.setattr(ranks._cells, "interrupt", interrupt)
+    monkeypatch.setattr(ranks, "_end_stuck", lambda stuck: (told.set(), end_stuck(stuck)))
+    pids = ranks.pids
+    ranks.interrupt_cell(submission)
+    assert submission.done() and ranks.pids == pids and not ranks.dead
+    assert ranks.execute("kept")[1].result == "5"
 
 
 def test_a_timeout_names_the_ranks(ranks):

@@ -18,6 +18,7 @@ from workbench.cluster.debugger.dialogue import Dialogue
 from workbench.cluster.engines import get_value
 from workbench.cluster.job import Job, wait_for_release
 from workbench.cluster.roster import Roster
+from workbench.core.live.rank_row import is_leaving
 from workbench.errors import CellTimeoutError, RanksBusyError, format_ranks
 
 
@@ -119,6 +120,11 @@ class CellRunner:
     def interrupt(self, submission: Submission) -> None:
         """SIGINT to its ranks, then breaks the collectives that they wait in; see ``releases.interrupt``."""
         releases.interrupt(submission, signal=self._signal, call=self._call)
+
+    def stuck_ranks(self, submission: Submission) -> list[int]:
+        """Those that run a cell on and on; not those that have left it, and whose reply is on the way."""
+        running = submission.running_ranks()
+        return [rank for rank in running if not is_leaving(self._directory, rank, began=submission.began)]
 
     def release(self, submission: Submission, failed: dict[int, str]) -> None:
         """Breaks the collectives in which its ranks wait for one of ``failed`` (rank -> what happened)."""

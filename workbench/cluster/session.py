@@ -34,7 +34,6 @@ from workbench.cluster.renewal import Renewal, plan_renewal, rebinding_code
 from workbench.cluster.roster import Roster
 from workbench.cluster.spare import close_spare, take_server
 from workbench.cluster.status import RankStatus, measure_ranks
-from workbench.core.live.rank_row import is_leaving
 from workbench.errors import ClusterError, format_ranks
 
 #: seconds in which a rank that was killed has ended, and a rank server has answered
@@ -278,7 +277,8 @@ class Session:
             if submission.dead_ranks():
                 try:
                     self._cells.interrupt(submission)
-                    self._end_and_wait(submission.running_ranks(), "ended by an interrupt")
+                    self._end_and_wait(self._cells.stuck_ranks(submission), "ended by an interrupt")
+                    submission.wait_until_finished(_END_TIMEOUT_S)
                 except ClusterError:
                     if self._server.alive:
                         raise
@@ -399,7 +399,8 @@ class Session:
             self._cells.interrupt(submission)
         except KeyboardInterrupt:
             submission.wait_until_finished(_ANSWER_S)  # some may be about to end
-        self._end_stuck(submission.running_ranks())
+        self._end_stuck(self._cells.stuck_ranks(submission))
+        submission.wait_until_finished(_END_TIMEOUT_S)
 
     def _end_stuck(self, ranks: Sequence[int]) -> None:
         """Kills ranks that did not end after an interrupt, and starts them anew."""
@@ -421,8 +422,7 @@ class Session:
         for submission in self._cells.unfinished():
             try:
                 self._cells.interrupt(submission)
-                began, running = submission.began, submission.running_ranks()
-                running = [rank for rank in running if not is_leaving(self.directory, rank, began=began)]
+                running = self._cells.stuck_ranks(submission)
             except KeyboardInterrupt:
                 running = submission.running_ranks()
             if running:
