@@ -73,12 +73,13 @@ class TrainMagics(Magics):
         run = api.train(options, config=arguments.config, cell=source, detach=arguments.detach)
         if arguments.detach:
             print(f"{run.name} has a process of its own and outlives this kernel: %dist_attach {run.path}")
-        panel = _shown_panel(run) if not arguments.quiet and widgets.available() else None
-        lines = panel is None and not arguments.quiet
+        lines = not arguments.quiet and not widgets.available()
         if arguments.wait:
-            _wait(run, panel, lines=lines)
+            _wait(run, shown=not arguments.quiet and not lines, lines=lines)
         elif lines:
             _lines().follow_in_background(run)
+        elif not arguments.quiet:
+            _shown_panel(run)
         return run
 
 
@@ -97,10 +98,12 @@ def _shown_panel(run: Run) -> Panel:
     return panel
 
 
-def _wait(run: Run, panel: Panel | None, *, lines: bool) -> None:
-    """Wait until the run ends. Ctrl-C stops the run after its current step; a second one interrupts its ranks, which
-    also ends a step that never ends; a third one stops the waiting."""
+def _wait(run: Run, *, shown: bool, lines: bool) -> None:
+    """Wait until the run ends, with its panel if that is to be ``shown``. Ctrl-C stops the run after its current step;
+    a second one interrupts its ranks, which also ends a step that never ends; a third one stops the waiting."""
+    panel = None
     try:
+        panel = _shown_panel(run) if shown else None
         _until_ended(run, lines=lines)
     except KeyboardInterrupt:
         try:

@@ -119,7 +119,7 @@ class EndsAtOnce:
 
 def test_ctrl_c_when_a_run_has_just_ended_is_no_error():
     run = EndsAtOnce()
-    _wait(run, None, lines=False)
+    _wait(run, shown=False, lines=False)
     assert run.looked > 1, "the interrupt came, and the run's end was seen after it"
 
 
