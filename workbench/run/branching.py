@@ -82,8 +82,8 @@ def started_here(parent: Path) -> Path | None:
 def _report_failure(parent: Path, error: BaseException) -> None:
     """Print why the branch of ``parent`` did not start, and keep the reason for ``wait_for_branch``."""
     reason = str(error) if isinstance(error, (WorkbenchError, OSError)) else background.described(error)
-    _failures[parent] = reason
     print(f"the branch of {parent.name} did not start: {reason}", file=sys.stderr, flush=True)
+    _failures[parent] = reason  # who waits for the branch goes on now
 
 
 def check(spec: TrainSpec, settings: Mapping[str, Any], last_step: int, changes: Mapping[str, Any]) -> dict[str, Any]:

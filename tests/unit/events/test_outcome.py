@@ -254,10 +254,18 @@ def test_a_branch_that_does_not_start_is_said_to_who_waits_for_it(
         raise ConfigError("no such plan")
 
     monkeypatch.setattr(branching, "_launchers", [start])
+    known: list[str] = []
+
+    class Failures(dict):
+        def __setitem__(self, parent: Path, reason: str) -> None:
+            known.append(capsys.readouterr().err)
+            super().__setitem__(parent, reason)
+
+    monkeypatch.setattr(branching, "_failures", Failures())
     branching.launch_in_thread(run.path, {})
     with pytest.raises(RunError, match=r"the branch of .* did not start: no such plan"):
         branching.wait_for_branch(run.path, [run.path])
-    assert "did not start: no such plan" in capsys.readouterr().err
+    assert "did not start: no such plan" in known[0], "it is said before the wait ends"
 
 
 def test_importing_run_from_the_package_says_how_branches_are_started() -> None:
