@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from workbench.diagnosis.process import Activity, ProcessCounters, read_counters
 _ANSWER = f"{rank_row.__name__}:{rank_row.answer.__name__}"
 #: seconds between two readings of a process's counters, and in which a rank answers
 _BETWEEN_S, _ANSWER_S = 0.25, 0.75
+_ANSWER_LOOKS = 50
 #: a process may be stopped and continued in turn: seconds between looks at its state, and so many at least
 _LOOK_S, _LOOKS = 0.01, 10
 
@@ -73,7 +75,7 @@ def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> li
         for rank, path in told.items():
             request = CallInRanks(ranks=[rank], function=_ANSWER, arguments={"path": str(path)})
             call_in_ranks(directory, request)  # a rank without such a thread does not answer, as seen below
-        answers = {rank: _answer(path, began) for rank, path in told.items()}
+        answers = _answers(told, began)
         found = {
             rank: parse(_stacks_beside(told[rank]), rows[rank].main_thread)
             for rank, answer in answers.items()
@@ -165,11 +167,17 @@ def _stacks_beside(path: Path) -> str:
         return ""
 
 
-def _answer(path: Path, began: float) -> str | None:
-    """Returns the text that a rank writes into the file ``path``; None when the rank writes none."""
-    while not path.exists() and time.monotonic() - began < _ANSWER_S:
-        time.sleep(0.01)
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return None
+def _answers(told: Mapping[int, Path], began: float) -> dict[int, str | None]:
+    """Returns the text that each rank writes into its file; None for those that write none.
+
+    Where this process gets no core for a while, ranks may get none either: they have so many looks at least.
+    """
+    found: dict[int, str | None] = dict.fromkeys(told)
+    for _ in itertools.chain(range(_ANSWER_LOOKS), iter(lambda: time.monotonic() - began < _ANSWER_S, False)):
+        for rank in [rank for rank, text in found.items() if text is None]:
+            with contextlib.suppress(FileNotFoundError):  # it has not answered yet
+                found[rank] = told[rank].read_text(encoding="utf-8", errors="replace")
+        if None not in found.values():
+            break
+        time.sleep(_LOOK_S)
+    return found
