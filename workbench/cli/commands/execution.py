@@ -23,6 +23,8 @@ from workbench.errors import WorkbenchError
 TAG, INJECTED_TAG = "parameters", "injected-parameters"
 #: how long a kernel may take to end its ranks after Ctrl-C, before it is killed (its ranks die with it)
 KERNEL_TIMEOUT_S = 20.0
+#: how long a kernel that lives may take to start, and the output of a cell to follow its reply, on a busy machine
+SLOW_S = 300
 
 
 class NotebookFailed(WorkbenchError):
@@ -85,6 +87,8 @@ class NotebookExecution:
             notebook,
             km=self._manager,
             timeout=None,
+            startup_timeout=SLOW_S,
+            iopub_timeout=SLOW_S,
             # its notices about transport security are of no use to who runs a demo on this machine
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
             resources={"metadata": {"path": str(folder)}},
