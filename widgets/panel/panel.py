@@ -112,7 +112,7 @@ class Panel:
         for feed in self.feeds:
             feed.start()
 
-    def finish(self, timeout: float | None = 10.0) -> bool:
+    def finish(self, timeout: float | None = 60.0) -> bool:
         """Wait until the final state is shown. Returns False when a run is still going after ``timeout`` seconds.
 
         A notebook that is executed without a browser calls this in a cell, so that its output contains the picture.

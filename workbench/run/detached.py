@@ -30,7 +30,7 @@ from workbench.rundir.directory import CELL_FILE, NAMES_FILE
 #: in the run directory: what the process printed that owns the ranks
 OWNER_LOG = "owner.log"
 #: seconds that the process has to end the ranks and itself
-END_S = 10.0
+END_S = 60.0
 #: an expression, so that it leaves no name on the rank
 _KEEP_NAMES = "__import__('pkgutil').resolve_name('workbench.engine.state.cell_names:keep_for')({path!r})"
 
