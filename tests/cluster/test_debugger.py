@@ -21,6 +21,7 @@ from tests.waiting import WAIT_S, until
 from workbench.cluster import cells
 from workbench.cluster.debugger import dialogue
 from workbench.cluster.session import Session
+from workbench.diagnosis import view
 from workbench.diagnosis.causes import Cause
 from workbench.errors import CellError, CellInterrupt, ClusterError
 from workbench.run.why import why_session
@@ -39,8 +40,9 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
 
 @pytest.fixture(autouse=True)
 def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks of a busy machine take their time to answer a command."""
+    """Ranks of a busy machine take their time to answer a command, and who asks what they do."""
     monkeypatch.setattr(dialogue, "_ANSWER_S", WAIT_S)
+    monkeypatch.setattr(view, "_ANSWER_S", WAIT_S)
 
 
 @pytest.fixture

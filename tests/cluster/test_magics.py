@@ -10,7 +10,7 @@ from magics.cluster import ClusterMagics, StatusTable
 from magics.tracebacks import end_at_the_cell
 from tests.cluster.conftest import LIGHT
 from tests.shell import bare_shell
-from tests.waiting import once
+from tests.waiting import once, until_asleep
 from workbench.cluster.session import Session
 from workbench.errors import CellError, ClusterError, ConfigError, RankDiedError
 
@@ -89,7 +89,13 @@ def test_a_failed_pull_and_an_interrupted_cell_speak_of_ranks_only(ranks, shell,
     shell.run_cell("%dist_pull nowhere")
     shown = capsys.readouterr().out
     assert "ranks 0-1: NameError: name 'nowhere' is not defined" in shown and "Traceback" not in shown
-    once(begun.on_both, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def press():
+        for pid in ranks.pids.values():
+            until_asleep(pid)  # in the line after the one that says that it runs
+        os.kill(os.getpid(), signal.SIGINT)
+
+    once(begun.on_both, press)
     result = shell.run_cell(f"%%dist\n{begun.cell()}")
     shown = capsys.readouterr().out
     assert isinstance(result.error_in_exec, KeyboardInterrupt)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from tests.unit.imports import called_names, parsed
+from tests.waiting import WAIT_S
 from workbench.cluster import client
 from workbench.cluster.base import protocol as p
 from workbench.core import background
@@ -146,6 +147,7 @@ class Ranks:
         self.is_deleted = False
         self.run = self
         self.over = threading.Event()
+        self.interrupted: Callable[[], object] = lambda: None
         self.began = time.monotonic()
 
     def _answer(self, what: str) -> None:
@@ -160,6 +162,7 @@ class Ranks:
 
     def interrupt(self, ranks: Any) -> None:
         self._answer("interrupt")
+        self.interrupted()
 
     def end_ranks(self, ranks: Any, why: str) -> None:
         self._answer("kill")
@@ -172,7 +175,8 @@ class Ranks:
     def ranks_ended(self, ranks: Any, why: str) -> None:
         self.ends.append(list(ranks))
 
-    def add_done_callback(self, callback: Any) -> None: ...
+    def add_done_callback(self, callback: Any) -> None:
+        self.done = callback
 
     def dead_ranks(self) -> dict[int, str]:
         return {1: "died"}
@@ -192,11 +196,18 @@ def test_a_server_that_answers_late_is_asked_again(
 ) -> None:
     monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(run_job, "GRACE_S", 0.0)
-    monkeypatch.setattr(run_job, "INTERRUPTED_S", 1.0)
-    late = [TimeoutError(), TimeoutError(), None, OSError("no descriptors"), ClusterError("busy")]
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", WAIT_S)
+    late: list[Exception | None] = [
+        TimeoutError(),
+        TimeoutError(),
+        None,
+        OSError("no descriptors"),
+        ClusterError("busy"),
+    ]
     ranks = Ranks(late, tmp_path)
+    ranks.interrupted = lambda: monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.0)
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
-    assert ranks.over.wait(60)
+    assert ranks.over.wait(WAIT_S)
     assert ranks.asked == ["interrupt"] * 3 + ["kill"] * 3 and ranks.ends == [[0, 1]], "the log says so once"
     assert ranks.released and all(failed == [1] for failed in ranks.released), "a release that fails delays no end"
     said = capfd.readouterr().err
@@ -217,7 +228,8 @@ def test_a_rank_that_leaves_its_training_by_itself_is_not_ended(
         row = rank_row.RowWriter(tmp_path, rank)
         row.enter(phase if rank == 0 else rank_row.CELL)
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
-    assert ranks.over.wait(60)
+    assert ranks.over.wait(WAIT_S)
+    ranks.done(ranks)  # rank 0 has ended too: nothing is left to watch
     assert ranks.ends == [[1]]
 
 
@@ -229,7 +241,7 @@ def test_a_rank_that_has_not_begun_is_ended(tmp_path: Path, monkeypatch: pytest.
         rank_row.RowWriter(tmp_path, rank)
     ranks = Ranks([], tmp_path)
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
-    assert ranks.over.wait(60)
+    assert ranks.over.wait(WAIT_S)
     assert ranks.ends == [[0, 1]]
 
 
@@ -249,11 +261,12 @@ def test_a_rank_that_keeps_others_waiting_for_half_an_hour_counts_as_failed(
     monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(peer_watch, "StallWatch", Stalled)
     monkeypatch.setattr(run_job, "GRACE_S", 0.0)
-    monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.5)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", WAIT_S)
     ranks = Ranks([], tmp_path)
+    ranks.interrupted = lambda: monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.0)
     monkeypatch.setattr(ranks, "dead_ranks", dict)
     PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
-    assert ranks.over.wait(60)
+    assert ranks.over.wait(WAIT_S)
     assert ranks.asked == ["interrupt", "kill"] and ranks.ends == [[0, 1]]
     assert all(late == [1] for late in ranks.released)
 

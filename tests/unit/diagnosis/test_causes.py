@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from workbench.core.live.stack_text import fatal_place, parse, without_other_threads
 from workbench.core.mesh import Mesh
+from workbench.diagnosis import stacks, view
 from workbench.diagnosis.causes import Cause
 from workbench.diagnosis.diagnose import diagnose
 from workbench.diagnosis.diagnosis import Diagnosis
@@ -74,7 +75,12 @@ def verdict(directory: Path, ranks: int = 2, deaths: dict[int, str] | None = Non
         ("finishes", Cause.FINISHED, "it has finished its cell"),
     ],
 )
-def test_what_a_late_rank_does(start: Start, tmp_path: Path, what: str, cause: Cause, words: str) -> None:
+def test_what_a_late_rank_does(
+    *, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, cause: Cause, words: str
+) -> None:
+    if what != "keeps_the_lock":  # which does not answer
+        monkeypatch.setattr(view, "_ANSWER_S", WAIT_S)
+    monkeypatch.setattr(stacks, "_ANSWER_S", WAIT_S)
     wait_until_ready(start(0, "waits", FIFTH), start(1, what))
     found = verdict(tmp_path)
     assert (found.cause, found.missing, found.waiting) == (cause, (1,), (0,))
@@ -151,8 +157,11 @@ def test_ranks_that_wait_for_each_other(
     assert found.cause == cause and words in found.sentence
 
 
-def test_the_rank_that_keeps_three_groups_waiting(start: Start, tmp_path: Path) -> None:
+def test_the_rank_that_keeps_three_groups_waiting(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rank 3 is late for its own group; the others wait for it, two of them for a rank that waits itself."""
+    monkeypatch.setattr(view, "_ANSWER_S", WAIT_S)
     started = [
         start(0, "waits", "x/2/all_reduce/ranks 0-1"),
         start(1, "waits", "y/4/all_gather/ranks 1, 3"),
@@ -166,7 +175,8 @@ def test_the_rank_that_keeps_three_groups_waiting(start: Start, tmp_path: Path) 
     assert "of group dp" in found.sentence or "of group tp" in found.sentence, "the groups have the names of axes"
 
 
-def test_ranks_that_wait_for_nobody(start: Start, tmp_path: Path) -> None:
+def test_ranks_that_wait_for_nobody(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "_ANSWER_S", WAIT_S)
     wait_until_ready(start(0, "users_code"), start(1, "finishes"))
     found = verdict(tmp_path)
     assert (

@@ -144,6 +144,7 @@ class Told:
 def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Feed, Told]]]:
     """``opened(store, ...)``: a feed that runs, and what it sends."""
     monkeypatch.setattr(feeds, "RETRY_S", 0.05)
+    monkeypatch.setattr(feeds, "UNASKED_AFTER_S", ())  # the page says hello, however late
     made: list[Feed] = []
 
     def open_feed(store: Store, **options: Any) -> tuple[Feed, Told]:

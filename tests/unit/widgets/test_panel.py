@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.fake_run import LiveFakeRun, make_fake_run
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from widgets.panel.panel import Panel, summarise
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.telemetry.store import Store
@@ -32,7 +32,7 @@ def test_output_becomes_a_picture_at_the_end(tmp_path: Path, published: list[tup
     panel = Panel(make_fake_run(tmp_path / "run"))
     panel.show()
     panel.show()
-    assert panel.finish(20)
+    assert panel.finish(WAIT_S)
     (first, is_update), (last, is_update_too) = published
     assert (is_update, is_update_too) == (False, True)
     assert first["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.widget.model_id
@@ -48,7 +48,7 @@ def test_two_runs_become_one_picture_when_both_ended(
 
     panel = Panel(make_fake_run(tmp_path / "a", steps=20), make_fake_run(tmp_path / "b", steps=10))
     panel.show()
-    assert panel.finish(20)
+    assert panel.finish(WAIT_S)
     panel.close()
     (first, _), (last, is_update) = published
     assert first["text/plain"] == "Live panel of a and b" and is_update
@@ -64,15 +64,15 @@ def test_widget_keeps_no_data(tmp_path: Path) -> None:
 
 
 def test_stop_message_stops_the_run(tmp_path: Path) -> None:
-    run = LiveFakeRun(tmp_path / "run", step_s=0.01)
+    run = LiveFakeRun(tmp_path / "run", steps=100_000, step_s=0.01)
     panel = Panel(run)
     panel._on_message(panel.widget, {"kind": "control", "name": "stop", "value": None}, [])
-    run.wait(60)
+    run.wait(WAIT_S)
     assert (run.stop_calls, run.status) == (1, "stopped")
 
 
 def test_controls_reach_the_run_and_refusals_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = LiveFakeRun(tmp_path / "run", step_s=0.01)
+    run = LiveFakeRun(tmp_path / "run", steps=100_000, step_s=0.01)
     panel = Panel(run)
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(panel.widget, "send", lambda content, buffers=None: told.append(content))
@@ -80,7 +80,7 @@ def test_controls_reach_the_run_and_refusals_the_page(tmp_path: Path, monkeypatc
         panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": name, "value": value}, [])
     until(lambda: not run.waiting())
     run.stop()
-    run.wait(60)
+    run.wait(WAIT_S)
     panel._on_message(panel.widget, {"kind": "control", "run": 0, "name": "pause", "value": None}, [])
     assert run.controls == [("lr", 0.5), ("clip", 1.0)]
     assert [answer["error"] is None for answer in told] == [True, False, True, False]
@@ -108,7 +108,7 @@ def test_closing_leaves_no_thread(tmp_path: Path, published: list[tuple[dict[str
     assert len(set(threading.enumerate()) - before) == 2
     panel.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(60)
+        thread.join(WAIT_S)
     assert not set(threading.enumerate()) - before
 
 
