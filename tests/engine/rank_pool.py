@@ -36,6 +36,8 @@ COMPILER = "torch._inductor.compile_fx"
 #: sets of ranks that wait for more calls, and calls that one of them makes: what they leave is bounded
 MOST_KEPT = 2
 MOST_CALLS = 50
+#: seconds by which a rank may write its stack late
+MOST_LATE_S = 60.0
 
 
 class RankFailed(AssertionError):
@@ -219,6 +221,7 @@ class _Ranks:
         """Wait until every rank has made the call or is dead; what failed."""
         deadline = time.monotonic() + request["timeout"]
         errors: list[str] = []
+        stacks: dict[int, str] = {}
         waiting = set(range(request["ranks"]))
         while waiting and not errors:
             for rank in list(waiting):
@@ -234,8 +237,11 @@ class _Ranks:
                         text = file.read_text() if file.exists() else f"ended with {os.waitstatus_to_exitcode(status)}"
                         errors.append(f"rank {rank}: {text}")
             if waiting and time.monotonic() > deadline:
-                stacks = [f"rank {rank}: {(directory / f'stack-{rank}').read_text()}" for rank in waiting]
-                errors.append("\n".join([f"no end after {request['timeout']} s", *stacks]))
+                before, stacks = stacks, {rank: _text_of(directory / f"stack-{rank}") for rank in waiting}
+                written = all(stacks.values()) and stacks == before  # a rank that began late writes its stack late
+                if written or time.monotonic() > deadline + MOST_LATE_S:
+                    told = [f"rank {rank}: {stack}" for rank, stack in stacks.items()]
+                    errors.append("\n".join([f"no end after {request['timeout']} s", *told]))
             time.sleep(0.01)
         return errors
 
@@ -248,6 +254,10 @@ class _Ranks:
         os.close(read)
         self._pids.append(pid)
         self._pipes.append(os.fdopen(write, "w"))
+
+
+def _text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def _make_calls(rank: int, requests: TextIO, settle: Callable[[], None]) -> NoReturn:
