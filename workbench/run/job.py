@@ -163,7 +163,11 @@ class TrainingJob:
 
         ``outcomes``: the outcome that each rank returned (None: it returned none); ``dead``: rank -> why it died.
         """
-        reason = self._reason_to_restart(outcomes, dead) if self._may_restart and not self.is_deleted else ""
+        reason = ""
+        if self._may_restart and not self.is_deleted:
+            for rank, why in dead.items():  # a death that is known last explains what the others saw of it
+                self.rank_died(rank, why)
+            reason = self._reason_to_restart(outcomes, dead)
         if reason:
             self._restart_in_thread(reason, outcomes, dead)
         else:

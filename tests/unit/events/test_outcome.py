@@ -173,6 +173,18 @@ def test_ranks_that_died_are_replaced_as_often_as_was_asked(restarted: tuple, ca
         job.run.wait(timeout=1)
 
 
+def test_a_death_that_is_known_last_explains_what_others_saw_of_it(
+    restarted: tuple, capsys: pytest.CaptureFixture
+) -> None:
+    job, begun = restarted
+    closed = failure("RuntimeError", "connection closed")
+    with RankLogWriter(job.path, 0, append=True) as log:
+        log.event("state", "restarting", closed)
+    job.end({0: Outcome(state="restarting", step=2, failure=closed), 1: None}, {1: "out of memory"})
+    begun.get(timeout=300)
+    assert "restart 1 of 1): rank 1: out of memory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("other", "dead"),
     [
