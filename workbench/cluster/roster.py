@@ -31,11 +31,11 @@ class Roster:
         self._last_output[rank] = last_output
         return True
 
-    def forget_deaths(self) -> None:
-        """Forgets the ranks that ended: others take their place."""
-        self.dead.clear()
-        self._last_output.clear()
-        self._announced.clear()
+    def forget_deaths(self, ranks: Iterable[int]) -> None:
+        """Forgets that ``ranks`` ended: others take their place."""
+        for rank in ranks:
+            for told in (self.dead, self._last_output, self._announced):
+                told.pop(rank, None)
 
     def select_alive(self, ranks: Iterable[int]) -> list[int]:
         """Returns those of ``ranks`` that have not ended."""

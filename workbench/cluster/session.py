@@ -260,7 +260,7 @@ class Session:
         """Starts the ranks that are missing, and tells the others. After an error the session is down."""
         self.free(renewal.kept)
         renewal = renewal.without(self.dead)
-        self._roster.forget_deaths()
+        self._roster.forget_deaths(renewal.replaced)
         self.placement, self.renewal = placement, renewal
         self._cells.leave_group()
         try:

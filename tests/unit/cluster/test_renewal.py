@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workbench.cluster.hosts.placement import Binding, Placement
 from workbench.cluster.renewal import plan_renewal
+from workbench.cluster.roster import Roster
 
 
 def placed(*devices: str) -> Placement:
@@ -25,3 +26,13 @@ def test_ranks_stay_where_their_devices_do() -> None:
     )
     assert plan_renewal(four, two, dead=[]) is None and plan_renewal(two, two, dead=[0, 1]) is None
     assert plan_renewal(placed("0", "1"), placed("1", "0"), dead=[]) is None
+
+
+def test_a_rank_that_dies_while_another_is_replaced_is_not_forgotten() -> None:
+    roster = Roster()
+    roster.mark_dead(1, "killed")
+    renewal = plan_renewal(placed("cpu", "cpu"), placed("cpu", "cpu"), dead=roster.dead)
+    assert renewal is not None
+    roster.mark_dead(0, "out of memory")
+    roster.forget_deaths(renewal.replaced)
+    assert roster.dead == {0: "out of memory"}
