@@ -103,7 +103,7 @@ class Scene:
         """The run, once its directory is there."""
 
         def found() -> list[Path]:
-            return [path for path in run_directory.run_directories() if path.name.endswith(f"-{self.name}")]
+            return [path for path in run_directory.runs_with_spec() if path.name.endswith(f"-{self.name}")]
 
         return Run(until(found)[0])
 
