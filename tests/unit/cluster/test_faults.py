@@ -8,7 +8,7 @@ from IPython.core.events import EventManager
 
 import magics
 from magics.train import _wait
-from workbench.cluster import client
+from workbench.cluster import client, faults
 from workbench.cluster.hosts import machine
 from workbench.cluster.launcher import WorkbenchEngineSetLauncher
 from workbench.errors import ClusterError, RunError
@@ -97,6 +97,15 @@ def test_an_engine_set_signals_its_own_ranks_after_another_set_has_ended():
     launcher.server, launcher.n, launcher._first_rank = server, 2, 4
     launcher.signal(2)
     assert sent == [[4, 5]]
+
+
+def test_ranks_that_are_said_to_be_stopped_have_stopped(monkeypatch):
+    """A busy machine stops a process when that gets a core."""
+    looks = iter([False, False, True])
+    monkeypatch.setattr(faults, "is_stopped", lambda pid: next(looks))
+    session = SimpleNamespace(dead={}, pids={1: 7}, signal=lambda number, ranks: None)
+    assert faults.fault(session, "stop", [1]).startswith("rank 1 was stopped")
+    assert next(looks, "all looked") == "all looked"
 
 
 class EndsAtOnce:
