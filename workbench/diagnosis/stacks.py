@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from workbench.core.live.rank_row import STACK_SIGNAL, RankRow, process_start, stacks_path
@@ -18,6 +19,7 @@ from workbench.core.live.stack_text import Frame, Stack, parse
 
 #: seconds in which a rank writes its stacks, and in which py-spy reads them
 _ANSWER_S, _PY_SPY_S = 1.0, 5.0
+_ANSWER_LOOKS = 30
 _QUIET_S = 0.03
 #: seconds that another one may take who asks at the same time
 _OTHERS_S = 3.0
@@ -41,8 +43,10 @@ def ask(directory: Path, ranks: dict[int, RankRow]) -> dict[int, list[Stack]]:
             os.ftruncate(descriptor, 0)
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 _signal(row)
-        deadline, sizes = time.monotonic() + _ANSWER_S, dict.fromkeys(waiting, 0)
-        while waiting.keys() - found.keys() and time.monotonic() < deadline:
+        sizes = dict.fromkeys(waiting, 0)
+        for _ in looks(_ANSWER_LOOKS, time.monotonic() + _ANSWER_S):
+            if not waiting.keys() - found.keys():
+                break
             time.sleep(_QUIET_S)
             for rank in waiting.keys() - found.keys():
                 size = os.fstat(waiting[rank]).st_size
@@ -56,6 +60,15 @@ def ask(directory: Path, ranks: dict[int, RankRow]) -> dict[int, list[Stack]]:
             os.close(descriptor)
     missing = {rank: row for rank, row in ranks.items() if not found.get(rank)}
     return {**found, **{rank: stacks for rank, row in missing.items() if (stacks := _from_py_spy(row.pid))}}
+
+
+def looks(least: int, until: float) -> Iterator[int]:
+    """Counts looks until ``time.monotonic()`` reaches ``until``, and up to ``least`` in any case: where this process
+    gets no core for a while, those that it looks at may get none either."""
+    for number in itertools.count():
+        if number >= least and time.monotonic() >= until:
+            return
+        yield number
 
 
 def _is_locked(descriptor: int, last: float) -> bool:

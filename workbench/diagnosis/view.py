@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -63,7 +62,7 @@ class RankView:
 
 
 def look(directory: Path, ranks: Iterable[int], deaths: Mapping[int, str]) -> list[RankView]:
-    """Looks at ranks, which takes a second at most, whatever they do, and changes nothing in them.
+    """Looks at ranks, which takes about a second, whatever they do, and changes nothing in them.
 
     ``directory``: that of their rank server. ``deaths``: ranks that are known to have ended -> why.
     """
@@ -168,12 +167,9 @@ def _stacks_beside(path: Path) -> str:
 
 
 def _answers(told: Mapping[int, Path], began: float) -> dict[int, str | None]:
-    """Returns the text that each rank writes into its file; None for those that write none.
-
-    Where this process gets no core for a while, ranks may get none either: they have so many looks at least.
-    """
+    """Returns the text that each rank writes into its file; None for those that write none."""
     found: dict[int, str | None] = dict.fromkeys(told)
-    for _ in itertools.chain(range(_ANSWER_LOOKS), iter(lambda: time.monotonic() - began < _ANSWER_S, False)):
+    for _ in stacks.looks(_ANSWER_LOOKS, began + _ANSWER_S):
         for rank in [rank for rank, text in found.items() if text is None]:
             with contextlib.suppress(FileNotFoundError):  # it has not answered yet
                 found[rank] = told[rank].read_text(encoding="utf-8", errors="replace")

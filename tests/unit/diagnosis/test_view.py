@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.diagnosis import view
+from workbench.diagnosis import stacks, view
 
 
 def test_an_answer_that_comes_late_by_the_clock_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +18,7 @@ def test_an_answer_that_comes_late_by_the_clock_is_read(tmp_path: Path, monkeypa
         if next(looks) == 5:
             (tmp_path / "0").write_text("an answer")
 
-    monkeypatch.setattr(view, "time", SimpleNamespace(monotonic=lambda: next(seconds), sleep=sleep))
+    for module in (view, stacks):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(seconds), sleep=sleep))
     assert view._answers({0: tmp_path / "0", 1: tmp_path / "1"}, 0.0) == {0: "an answer", 1: None}
     assert next(looks) == view._ANSWER_LOOKS + 1, "a rank that writes none is not waited for any longer"
