@@ -60,7 +60,12 @@ class RankPool:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                "TRANSFORMERS_VERBOSITY": "error",
+            },
         )
         return self
 
@@ -128,6 +133,8 @@ class RankPools(RankPool):
     def run(self, ranks: int, function: str, *, on_ranks_of: str = "", **arguments: Any) -> list[Any]:
         """As ``RankPool.run``. ``on_ranks_of``: their framework, where no plan in ``arguments`` has it."""
         names = [*_frameworks_in(arguments), *filter(None, [on_ranks_of])]
+        if any(framework(name).joins_once for name in names) and arguments.get("kept_for"):
+            arguments["kept_for"] += f" {ranks}"  # ranks that met are no ranks of another number
         name = next((name for name in names if not is_here(framework(name))), "")
         if not name:
             return super().run(ranks, function, **arguments)

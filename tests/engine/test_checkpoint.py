@@ -13,6 +13,7 @@ STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 GEMINI = {"plugin": "gemini", "precision": "bf16"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
+MPI = {"framework": "mpi", "plugin": "ddp"}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
     "ddp-noisy": ("noise", DDP),
@@ -30,6 +31,7 @@ PLANS = {
     "zero2": ("plain", {"plugin": "zero2"}),
     "deepspeed": ("gpt2-drop", DEEPSPEED | {"clip": 0.5}),
     "deepspeed-fp16": ("plain", DEEPSPEED | {"plugin": "zero2", "precision": "fp16"}),
+    "mpi-fp16": ("plain", MPI | {"precision": "fp16", "clip": 0.5}),
     "gemini": ("plain", GEMINI | {"clip": 0.5}),
     "tp2": ("gpt2-drop", TP),
     "tp2-fp16": ("gpt2", TP | {"precision": "fp16"}),
@@ -62,7 +64,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
 
 
 @pytest.mark.parametrize(
-    "plan", ["ddp-noisy", "torch-noisy", "torch-topk", "zero1", "deepspeed", "tp2", "pp2", "stages2"]
+    "plan", ["ddp-noisy", "torch-noisy", "torch-topk", "zero1", "deepspeed", "mpi-fp16", "tp2", "pp2", "stages2"]
 )
 def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
     model, options = PLANS[plan]
@@ -88,6 +90,7 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("plain", FSDP, ZERO),
         ("tied", TP, DEEPSPEED),
         ("gpt2", DEEPSPEED, FSDP),
+        ("tied", TORCH, MPI),
         ("gpt2", FSDP | {"tp": 2}, TP),
         ("plain", TORCH, DDP | {"algorithm": "topk:1"}),  # the whole gradient, in another way
     ],

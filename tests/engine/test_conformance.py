@@ -35,6 +35,7 @@ FSDP = {"framework": "torch", "plugin": "fsdp"}
 GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
+MPI = {"framework": "mpi", "plugin": "ddp"}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -130,6 +131,10 @@ CASES = [
     case(4, "plain", accumulate=2, clip=0.5, **DEEPSPEED2),
     case(2, "llama", precision="bf16", tolerance=BF16, **DEEPSPEED2),
     case(2, "gpt2", precision="fp16", offload=True, accumulate=2, tolerance=FP16, **DEEPSPEED2),
+    *[case(2, model, **MPI) for model in ("gpt2", "tied")],
+    case(4, "plain", accumulate=2, clip=0.5, **MPI),
+    case(2, "llama", precision="bf16", clip=0.5, tolerance=BF16, **MPI),
+    case(2, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **MPI),
 ]
 
 
@@ -170,8 +175,8 @@ def test_trains_as_one_process(run_kept, plain_loop, case):
 
 
 def test_loss_fn_instead_of_criterion(run_kept, plain_loop):
-    plans = ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP, {**STAGES, "pp": 1}, DEEPSPEED)
-    for options in plans:
+    plans = ({"plugin": "ddp"}, {"plugin": "zero1"}, {"plugin": "hybrid"}, TORCH, FSDP, {**STAGES, "pp": 1})
+    for options in (*plans, DEEPSPEED, MPI):
         found = run_kept(2, "tests.engine.boosted:train", model="plain", options=options, by_loss_fn=True)
         assert found[0]["losses"] == pytest.approx(plain_loop("plain", clip=0.0)["losses"], abs=FP32)
 

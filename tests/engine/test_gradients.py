@@ -25,6 +25,7 @@ TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 ZERO_1, ZERO_2 = [{"framework": "deepspeed", "plugin": plugin} for plugin in ("zero1", "zero2")]
+MPI = {"framework": "mpi", "plugin": "ddp"}
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
 FP32, FP16, BF16 = 2e-5, 2e-2, 1e-1
 
@@ -66,6 +67,8 @@ CASES = [
     (2, "gpt2", {**ZERO_1, "accumulate": 2}, FP32),
     (4, "plain", ZERO_2, FP32),
     (2, "plain", {**ZERO_2, "precision": "fp16"}, FP16),
+    (2, "gpt2", {**MPI, "accumulate": 2}, FP32),
+    (4, "tied", MPI, FP32),
 ]
 
 

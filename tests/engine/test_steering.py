@@ -19,6 +19,7 @@ TP = {"plugin": "hybrid", "tp": 2}
 ZERO = {"plugin": "zero1"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
+MPI = {"framework": "mpi", "plugin": "ddp"}
 
 
 def done(found: list[dict[str, Any]], kind: str = "control") -> list[tuple[Any, ...]]:
@@ -113,6 +114,7 @@ CASES = {
     "zero1, tp2": ("llama", ZERO | {"tp": 2}, CHANGES, 14),
     "fsdp": ("llama", FSDP, CHANGES, 14),
     "deepspeed": ("llama", DEEPSPEED, CHANGES, 14),
+    "mpi": ("llama", MPI, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),
     "pp2": ("llama", PP, CHANGES, 14),
 }

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": (*BELOW_RUN, "run", "terminal", "workbench"),  # its reference lists the public names
 }
 #: tensor libraries and frameworks: imported on ranks only
-FRAMEWORKS = ("torch", "colossalai", "transformers", "tensorflow", "oneflow", "deepspeed", "megatron")
+FRAMEWORKS = ("torch", "colossalai", "transformers", "tensorflow", "oneflow", "deepspeed", "megatron", "mpi4py")
 #: rooms of the engine that start on ranks of any framework
 WITHOUT_TENSORS = ("base", "loop", "agree", "watch.host")
 MOST_FILES = 20

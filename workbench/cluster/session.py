@@ -252,7 +252,12 @@ class Session:
 
     def _plan_renewal(self, placement: Placement, master_port: int | None, kind: RankKind) -> Renewal | None:
         """Returns which ranks can be kept, or None when all have to be restarted."""
-        if kind != self.kind or master_port not in (None, self.master_port) or not self._server.alive:
+        if (
+            kind != self.kind
+            or kind.joins_once
+            or master_port not in (None, self.master_port)
+            or not self._server.alive
+        ):
             return None
         return plan_renewal(self.placement, placement, self.dead)
 
@@ -265,7 +270,8 @@ class Session:
         self._cells.leave_group()
         try:
             self._connection.add(self._make_specs(), [*renewal.replaced, *renewal.added])
-            self._cells.run_silently(Submission(rebinding_code(placement, self.master_port), renewal.kept))
+            if renewal.kept:
+                self._cells.run_silently(Submission(rebinding_code(placement, self.master_port), renewal.kept))
         except BaseException:
             self.down()
             raise
@@ -286,10 +292,14 @@ class Session:
         self.check_free(ranks)
 
     def restart_ranks(self, ranks: Sequence[int], why: str = "ended to be started anew") -> None:
-        """Kills ranks and starts them anew, without their variables; the others keep theirs.
+        """Kills ranks and starts them anew, without their variables; the others keep theirs, unless ranks of their kind
+        can meet only once: then all are started anew.
 
         Raises ``RanksBusyError`` when one of the others is in use.
         """
+        if self.kind.joins_once:
+            self.check_free([rank for rank in range(self.n) if rank not in ranks and rank not in self.dead])
+            ranks = range(self.n)
         self._end_and_wait(ranks, why)
         with Session._lifecycle:
             if not self._server.alive:

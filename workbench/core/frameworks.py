@@ -213,9 +213,8 @@ class Plugin:
         """Why this plugin cannot do what is asked; "" where it can, or where it was not tried."""
         if isinstance(asked, Capability):
             return "" if asked in self.capabilities else self.lacks[asked]
-        if asked is Feature.OWN_STEPS and not self.own_steps:
-            return "a step of the cell's own needs the whole model and its gradients on every rank"
-        return self.refuses.get(asked, "")
+        needs = "a step of the cell's own needs the whole model and its gradients on every rank"
+        return self.refuses.get(asked, needs if asked is Feature.OWN_STEPS and not self.own_steps else "")
 
 
 def _no_check(plan: PlanOptions) -> None:
@@ -231,6 +230,7 @@ class Framework:
     manager that makes a process a rank (``workbench.engine.base.joined.Joined``). ``packages``: distributions whose
     versions belong into a run's record. ``library``: the module that its ranks import, where an environment may lack
     it, which the extra of the framework's name brings; ``size``: what an environment for it takes, in words.
+    ``joins_once``: a rank meets the others once in its life, so where one is replaced or added, all are started anew.
     ``not_offered``: ways to train that its library has and that have no plugin
     here -> why, and what to use. ``check`` raises ``ConfigError`` for options that exclude each other.
     """
@@ -243,6 +243,7 @@ class Framework:
     packages: tuple[str, ...]
     library: str = ""
     size: str = ""
+    joins_once: bool = False
     not_offered: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     check: Callable[[PlanOptions], None] = _no_check
 
@@ -296,7 +297,7 @@ def check_own_steps(name: str, plugin: str) -> None:
             if found.own_steps
         ]
         raise ConfigError(
-            f"train_step: {reason}, which {name} {plugin} does not have: use {' or '.join(able)}",
+            f"train_step is not available with {name} {plugin} ({reason}): use {' or '.join(able)}",
             field="--plugin",
         )
 

@@ -129,6 +129,7 @@ def main_of(*words: str) -> int:
 
 def test_what_an_extra_asks_for() -> None:
     assert environments.requirements("deepspeed") == ["deepspeed<0.20,>=0.19.8"]
+    assert environments.requirements("mpi") == ["mpi4py<5,>=4.1", "mpich<6,>=5"]
     assert environments.installed()["torch"] == metadata.version("torch")
 
 

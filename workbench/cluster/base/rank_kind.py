@@ -42,6 +42,11 @@ class RankKind:
         found = framework(name)
         return cls(framework=name, preload=found.preload, python=python or python_for(found))
 
+    @property
+    def joins_once(self) -> bool:
+        """Returns whether a rank can meet the others only once, so that all are started anew where one is."""
+        return bool(self.framework) and framework(self.framework).joins_once
+
     def can_train(self, framework_name: str) -> bool:
         """Returns whether ranks of this kind can train with a framework."""
         return self.framework in ("", framework_name)

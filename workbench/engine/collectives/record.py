@@ -117,6 +117,7 @@ class Record:
         self.waiting_in: _Entry | None = None
         self.failed: dict[int, str] = {}  # ranks that cannot come to a collective of this cell -> why
         self.released = ""  # why a collective was broken
+        self.polls = False  # the main thread waits by looking again and again, until it sees ``is_released``
         self.on_broken: Callable[[], None] = lambda: None  # called when a group was broken, from any thread
         self._row = RowWriter(row_path(directory, rank))
         self._readers: dict[int, RowReader] = {}
@@ -127,6 +128,11 @@ class Record:
         self._depth = 0
         self._told_of = 0  # the cell of which ``failed`` and ``released`` tell
         self._works: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()  # of asynchronous calls
+
+    @property
+    def is_released(self) -> bool:
+        """Whether a collective of this cell was broken; who ``polls`` is to raise ``CollectiveReleasedError`` then."""
+        return bool(self.released) and self._told_of == current_cell.current()
 
     def note_failures(self, cell: int, failed: dict[int, str]) -> None:
         """Notes which ranks cannot come to a collective of a cell, and forgets what was told of another cell."""
@@ -209,7 +215,7 @@ class Record:
 
     def _explained(self, error: RuntimeError, words: str) -> RuntimeError:
         """Returns the error of a collective, ``words``, or in its place why it was broken."""
-        if not self.released or self._told_of != current_cell.current() or isinstance(error, CollectiveMismatchError):
+        if not self.is_released or isinstance(error, CollectiveMismatchError):
             return error
         return CollectiveReleasedError(f"{self.released}; this rank was released from {words}")
 

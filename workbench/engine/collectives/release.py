@@ -32,7 +32,7 @@ def release(*, cell: int, failed: dict[str, str], reason: str = "") -> None:
         group = waiting.group.group
         if group is not None and (missing or reason):
             _break(record, [group], reason or record.failed[missing[0]])
-    elif _stands_in_torch():
+    elif record.polls or _stands_in_torch():
         groups = [each for each in record.connections.groups() if reason or _has(record, each)]
         _break(record, groups, reason or next(iter(record.failed.values()), ""))
 

@@ -72,8 +72,11 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
             self.tell("algorithm", unused)
         self._names = ModelNames(self._module, workload.optimizer)
         self._distribute()
-        self.average = LossAverage(self.mesh, self.device, self.tell)
+        self.average = self._make_average()
         self._begin()
+
+    def _make_average(self) -> LossAverage:
+        return LossAverage(self.mesh, self.device, self.tell)
 
     @abstractmethod
     def _distribute(self) -> None:

@@ -272,8 +272,12 @@ class LossAverage:
             total = torch.stack([torch.as_tensor(each, dtype=torch.float64, device=self._device) for each in counts])
         else:
             total = torch.tensor(counts, dtype=torch.float64, device=self._device)
-        all_reduce_uncounted(total)
+        self._sum(total)
         return total.tolist() if total.device.type == "cpu" else [*total]
+
+    def _sum(self, total: torch.Tensor) -> None:
+        """Sum over all ranks, in place. Collective."""
+        all_reduce_uncounted(total)
 
 
 def _count(term: LossTerm, samples: float) -> Number:
