@@ -36,3 +36,47 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "empty").mkdir()
     assert cli.main(["new", str(tmp_path / "empty")]) == 0
     assert cli.main(["new", str(tmp_path / "two words")]) == 2 and not (tmp_path / "two words").exists()
+
+
+def test_the_package_of_a_framework(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """tests/programs/test_framework_starter.py installs one and trains with it."""
+    folder = tmp_path / "mine"
+    assert cli.main(["new", "framework", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert f"-m pip install -e {folder}" in said and "--framework mine" in said
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert written == ["mine/__init__.py", "mine/strategy.py", "pyproject.toml", "tests/test_conformance.py"]
+    for file in written[:2]:
+        text = (folder / file).read_text()
+        compile(text, file, "exec")
+        assert len(text.splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["framework", "full"], "already exists"),
+        (["framework", "two-words"], "'two-words' cannot be the name of a framework"),
+        (["framework", "Mine"], "cannot be the name"),
+        (["framework", "class"], "cannot be the name"),
+        (["framework", "torch"], "a framework 'torch' is installed already"),
+        (["framework", "zero1"], "'zero1' means something else in a plan"),
+        (["framework", "tp2"], "'tp2' means something else in a plan"),
+        (["framework", "topk"], "'topk' means something else in a plan"),
+        (["framework", "json"], "a Python module 'json' is installed already"),
+        (["framework"], "workbench new framework NAME: name it"),
+        (["mine", "yours"], "one name makes a project"),
+    ],
+)
+def test_what_no_framework_can_be_called_is_refused_before_anything_is_written(
+    words: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    assert cli.main(["new", *words]) > 0
+    assert reason in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["full"]
