@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.training.test_dist_train import CELL, SLOW, train
 from tests.waiting import WAIT_S, until
 from workbench import Run
 from workbench.cluster.session import Session
+from workbench.core.config import SPEC_FILE
 from workbench.errors import RunError
 from workbench.run import job as run_job
 
@@ -64,6 +66,8 @@ def test_a_run_trains_as_with_colossal_and_cells_find_the_world(shell: Interacti
     assert list(ours["grad_norm"]) == pytest.approx(list(theirs["grad_norm"]), rel=1e-4)
     assert set(run.gradients()["scope"]) == {"local", "reduced"}
     assert set(run.phases()["phase"]) >= {"forward", "backward", "communication"}
+    versions = tomllib.loads((run.path / SPEC_FILE).read_text())["versions"]
+    assert versions["mpi4py"].startswith("4.") and versions["mpich"].startswith("5.")
     shell.run_line_magic("dist_report", run.name)
     assert "mpi" in (run.path / "report.html").read_text()
 

@@ -18,7 +18,7 @@ import tomli_w
 
 from workbench.core import algorithms
 from workbench.core.config import SPEC_FILE, TrainSpec
-from workbench.core.environments import version_in
+from workbench.core.environments import versions_in
 from workbench.core.frameworks import framework_if_usable
 from workbench.errors import RunDirectoryError
 from workbench.rundir import environment
@@ -184,9 +184,9 @@ def versions(framework: str) -> dict[str, str]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            own = version_in(used) if used is not None and name == used.library else ""
-            found[name] = own or "not installed"
-    return found
+            found[name] = "not installed"
+    own = versions_in(used) if used is not None else {}
+    return found | {name: version for name, version in own.items() if name in found}
 
 
 def machine() -> dict[str, Any]:

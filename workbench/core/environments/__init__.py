@@ -69,10 +69,14 @@ def can_start(framework: Framework) -> bool:
     return is_here(framework) or (place(framework) / RECORD).is_file()
 
 
-def version_in(framework: Framework) -> str:
-    """The version of the framework's library in its own environment; "" where there is none."""
+def versions_in(framework: Framework) -> dict[str, str]:
+    """Name -> version of what the framework's own environment has beside the packages of this one; nothing where its
+    ranks start here, or there is none."""
     record = place(framework) / RECORD
-    return str(json.loads(record.read_text())["version"]) if record.is_file() else ""
+    if is_here(framework) or not record.is_file():
+        return {}
+    pairs = [package.split("==") for package in json.loads(record.read_text())["packages"]]
+    return {name: version for name, version in pairs}
 
 
 def install_command(extra: str) -> str:
