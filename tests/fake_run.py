@@ -106,10 +106,9 @@ def make_fake_run(
                     next_sample = age_s + SAMPLE_EVERY_S
                 if step % 10 == 0:
                     writer.flush()  # many batches, as in a run that took its time
-            if state == "failed":
-                writer.event("state", "failed", FAILURE, step=done)
-            elif state != "running":
-                writer.event("state", state, early or None, step=done)
+            if state != "running":  # told of the last step's time, however long it took to write this
+                said = FAILURE if state == "failed" else early or None
+                rank.tell(start + done * STEP_S, "state", state, said, step=done)
     if state == "failed":
         with RankLogWriter(path, -1) as writer:
             writer.event("rank", "died", {"rank": ranks - 1, "reason": "ended by signal 9 (killed)"}, step=done)
