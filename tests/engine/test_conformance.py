@@ -3,6 +3,7 @@ what its table says."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ BF16_LOSS = 5e-2
 
 
 def case(ranks: int, model: str, tolerance: float = FP32, **options: Any):
-    words = [f"{key}={value}" for key, value in options.items() if key not in ("framework", "plugin")]
+    options = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in options.items()}
+    words = [f"{key}={value}" for key, value in options.items() if key not in ("framework", "plugin", "ds_config")]
     of = [options["framework"]] if "framework" in options else []
     name = "-".join([str(ranks), *of, options["plugin"], model, *words])
     return pytest.param((ranks, model, options, tolerance), id=name)
@@ -36,6 +38,28 @@ GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
 MPI = {"framework": "mpi", "plugin": "ddp"}
+#: what DeepSpeed's configuration may say that is not a flag: the arithmetic stays the same
+DS_CONFIG = {
+    "communication_data_type": "fp32",
+    "zero_optimization": {
+        "overlap_comm": True,
+        "contiguous_gradients": False,
+        "reduce_scatter": False,
+        "use_multi_rank_bucket_allreduce": False,
+        "allgather_partitions": False,
+        "round_robin_gradients": True,
+        "reduce_bucket_size": 1000,
+        "allgather_bucket_size": 1000,
+        "offload_optimizer": {"pin_memory": True, "buffer_count": 2},
+    },
+}
+DS_SCALE = {
+    "initial_scale_power": 8,
+    "loss_scale_window": 5,
+    "hysteresis": 1,
+    "consecutive_hysteresis": True,
+    "min_loss_scale": 2,
+}
 
 CASES = [
     *[case(2, model, plugin=plugin) for plugin in ("ddp", "zero1", "zero2") for model in ("llama", "gpt2", "plain")],
@@ -135,6 +159,9 @@ CASES = [
     case(4, "plain", accumulate=2, clip=0.5, **MPI),
     case(2, "llama", precision="bf16", clip=0.5, tolerance=BF16, **MPI),
     case(2, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **MPI),
+    case(2, "plain", clip=0.5, accumulate=2, offload=True, ds_config=DS_CONFIG, **DEEPSPEED2),
+    case(2, "plain", precision="fp16", ds_config={"fp16": DS_SCALE}, tolerance=FP16, **DEEPSPEED),
+    case(2, "plain", precision="fp16", ds_config={"fp16": {"loss_scale": 128}}, tolerance=FP16, **DEEPSPEED2),
 ]
 
 

@@ -25,6 +25,7 @@ NOT_ALONE = (
     "offload",
     "algorithm",
     "compile",
+    "ds_config",
 )
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -13,7 +15,15 @@ from workbench import Run
 from workbench.cluster.session import Session
 from workbench.core.config import SPEC_FILE
 
-LINE = "digits-vit -n 2 --steps 6 --plugin zero2 --accumulate 2 --clip 0.5 --grad-every 1 --wait --quiet"
+LINE = "digits-vit -n 2 --steps 6 --grad-every 1 --wait --quiet"
+FLAGS = "--framework colossal --plugin zero2 --accumulate 2 --clip 0.5"
+#: the same for DeepSpeed, whose buckets are small enough that a step has several
+FILE = {
+    "zero_optimization": {"stage": 2, "reduce_bucket_size": 4096},
+    "gradient_accumulation_steps": 2,
+    "gradient_clipping": 0.5,
+    "optimizer": {"type": "AdamW"},
+}
 
 
 @pytest.fixture
@@ -30,12 +40,15 @@ def _end_ranks() -> None:
         current.down()
 
 
-def test_a_run_in_an_environment_of_its_own(no_ranks: None, shell: InteractiveShell) -> None:
-    """It trains as Colossal-AI's ZeRO does, and says with what: the notebook itself does not have DeepSpeed."""
+def test_a_run_in_an_environment_of_its_own(no_ranks: None, shell: InteractiveShell, tmp_path: Path) -> None:
+    """It trains by a configuration file as Colossal-AI's ZeRO does by flags, and says with what: the notebook itself
+    does not have DeepSpeed."""
     interpreter("deepspeed")
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(FILE))
     found = {}
-    for framework in ("deepspeed", "colossal"):
-        shell.run_line_magic("dist_train", f"{LINE} --framework {framework} --name by-{framework}")
+    for framework, flags in (("deepspeed", f"--ds-config {file}"), ("colossal", FLAGS)):
+        shell.run_line_magic("dist_train", f"{LINE} {flags} --name by-{framework}")
         run = found[framework] = Run(f"by-{framework}")
         assert run.status == "finished" and run.last_step == 6
         _end_ranks()
@@ -44,6 +57,9 @@ def test_a_run_in_an_environment_of_its_own(no_ranks: None, shell: InteractiveSh
     for name in ("grad_norm", "framework_norm"):
         assert list(ours[name]) == pytest.approx(list(theirs["grad_norm"]), rel=1e-4), name
     run = found["deepspeed"]
+    kept = json.loads((run.path / "ds_config.json").read_text())
+    assert (kept["zero_optimization"]["reduce_bucket_size"], kept["gradient_clipping"]) == (4096, 0.5)
+    assert "ds_config.json: zero_optimization.reduce_bucket_size" in run.report().read_text()
     assert set(run.gradients()["scope"]) == {"local", "reduced"} and set(run.phases()["phase"]) >= {
         "forward",
         "backward",

@@ -75,6 +75,7 @@ class ParallelPlan:
     ``offload``: the host's memory holds the optimizer's state (under fsdp the shards of the weights too).
     ``placement``: how Gemini places chunks of weights, "static" or "auto".
     ``algorithm``: the communication algorithm, such as ``topk:0.01+ef`` ("": an all-reduce in fp32).
+    ``ds_config``: what DeepSpeed's configuration file says beside the options of the run, as JSON.
 
     An installed framework checks the plan. A plan for a framework that is not installed can still be made, so that its
     runs can be shown on any machine; ``workbench.core.frameworks.framework`` raises an error when it is to train. So
@@ -97,6 +98,7 @@ class ParallelPlan:
     sync_batchnorm: bool = False
     compile: bool = False
     algorithm: str = ""
+    ds_config: str = ""
 
     def __post_init__(self) -> None:
         check_own_types(self)

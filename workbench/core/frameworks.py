@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from workbench.core import registry
 from workbench.core.shares import Shares
@@ -91,6 +91,7 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
         "sync_batchnorm": False,
         "compile": False,
         "algorithm": "",
+        "ds_config": "",
     }
 )
 
@@ -164,6 +165,51 @@ class PlanOptions(Protocol):
     def algorithm(self) -> str:
         """The communication algorithm, as ``workbench.core.algorithms`` reads it ("": none)."""
 
+    @property
+    def ds_config(self) -> str:
+        """What DeepSpeed's configuration file says beside the options of the run, as JSON ("": nothing)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What a ``key`` of a configuration file says an option of the run is."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """A framework's configuration file, read. ``name``: what messages call it. ``options``: those of the run that it
+    states. ``rest``: what else the framework is given, as JSON ("": nothing), and ``passed`` the keys of that.
+    ``others``: keys of which neither is made -> what becomes of them."""
+
+    name: str
+    options: Mapping[str, Stated]
+    rest: str
+    passed: tuple[str, ...] = ()
+    others: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def words(self) -> str:
+        """What becomes of each key, in a line."""
+        stated = [f"{option.replace('_', ' ')} {each.value} ({each.key})" for option, each in self.options.items()]
+        parts = [f"sets {', '.join(stated)}"] if stated else []
+        parts += [f"gives the engine {', '.join(self.passed)}"] if self.passed else []
+        parts += [f"{key} {text}" for key, text in self.others.items()]
+        return f"{self.name} {'; '.join(parts) or 'says nothing'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFile:
+    """The configuration file of a framework. ``option``: the option of the plan that names it. ``read`` takes its path,
+    its text or its content, and the other options of the run, and raises ``ConfigError``. ``resolved``: the spec of a
+    run -> its whole configuration, which is kept as ``file`` in the run directory."""
+
+    option: str
+    file: str
+    read: Callable[[Any, Mapping[str, Any]], ReadConfig]
+    resolved: Callable[[Any], dict[str, Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModels:
@@ -231,8 +277,9 @@ class Framework:
     versions belong into a run's record. ``library``: the module that its ranks import, where an environment may lack
     it, which the extra of the framework's name brings; ``size``: what an environment for it takes, in words.
     ``joins_once``: a rank meets the others once in its life, so where one is replaced or added, all are started anew.
-    ``not_offered``: ways to train that its library has and that have no plugin
-    here -> why, and what to use. ``check`` raises ``ConfigError`` for options that exclude each other.
+    ``config_file``: the library's own configuration file, where it has one. ``not_offered``: ways to train that
+    its library has and that have no plugin here -> why, and what to use. ``check`` raises ``ConfigError`` for options
+    that exclude each other.
     """
 
     name: str
@@ -244,6 +291,7 @@ class Framework:
     library: str = ""
     size: str = ""
     joins_once: bool = False
+    config_file: ConfigFile | None = None
     not_offered: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     check: Callable[[PlanOptions], None] = _no_check
 

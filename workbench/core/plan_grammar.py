@@ -17,8 +17,10 @@ leaves it to ``-n``. Capital letters count as small ones.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -28,11 +30,13 @@ from workbench.core.frameworks import (
     PLUGIN_OPTIONS,
     Framework,
     PlanOptions,
+    ReadConfig,
     framework,
     framework_if_usable,
     installed,
     usable,
 )
+from workbench.core.rules.values import flag_of
 from workbench.errors import ConfigError, suggest
 
 #: words with a number -> the option that it sets ("dp" is none: it gives the number of ranks)
@@ -136,15 +140,63 @@ def read(text: str, *, chosen: str = "") -> dict[str, Any]:
 
 
 def expanded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` with those that ``options["plan"]`` stands for in its place; options that are None are left out.
+    """``options`` with those that ``options["plan"]`` stands for in its place, and those that the configuration file of
+    a framework states; options that are None are left out.
 
-    Raises ``ConfigError`` for a plan that another option contradicts.
+    Raises ``ConfigError`` for a plan, and for a file, that another option contradicts.
     """
+    found = _with_words(options)
+    for config in _configs(found):
+        found.setdefault("framework", config.framework)
+        for option, stated in config.read.options.items():
+            if found.setdefault(option, stated.value) != stated.value:
+                flag = flag_of(option)
+                raise ConfigError(
+                    f"{config.read.name} says {stated.key} ({_shown(option, stated.value)}), and {flag} says "
+                    f"{found[option]}: leave out one of them",
+                    field=flag,
+                )
+        found[config.option] = config.read.rest
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GivenConfig:
+    """The configuration file that ``option`` names, of ``framework``."""
+
+    framework: str
+    option: str
+    read: ReadConfig
+
+
+def files(options: Mapping[str, Any]) -> list[ReadConfig]:
+    """The configuration files that options of a run name. Raises as ``expanded``."""
+    return [config.read for config in _configs(_with_words(options))]
+
+
+def _configs(given: Mapping[str, Any]) -> list[_GivenConfig]:
+    return [
+        _GivenConfig(framework=each.name, option=file.option, read=file.read(given[file.option], given))
+        for each in usable()
+        if (file := each.config_file) is not None and given.get(file.option)
+        if given.get("framework", each.name) == each.name
+    ]
+
+
+def _shown(option: str, value: Any) -> str:
+    """``--clip 1.0``; ``--offload`` of a switch."""
+    return f"{flag_of(option)} {value}" if not isinstance(value, bool) else f"{'' if value else 'no '}{flag_of(option)}"
+
+
+def _with_words(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     text = given.pop("plan", None)
+    named = [each.name for each in usable() if each.config_file is not None and given.get(each.config_file.option)]
+    if isinstance(given.get("ds_config"), Mapping):
+        given["ds_config"] = json.dumps(given["ds_config"])
     if text is None:
         return given
-    written = read(text, chosen=given.get("framework", ""))
+    written = read(text, chosen=given.get("framework", "".join(named[:1])))
     for option, value in written.items():
         if option in given and given[option] != value:
             flag = f"--{option.replace('_', '-')}"
@@ -181,7 +233,7 @@ def completed(options: Mapping[str, Any]) -> dict[str, Any]:
 def described(plan: PlanOptions) -> str:
     """The words of a plan, its data-parallel size included: ``"zero2 dp2"``, ``"tp2 pp2"``, ``"torch ddp2"``.
 
-    Of an installed framework, they are read back as the same plan.
+    Of an installed framework, they are read back as the same plan, but for the configuration file of a framework.
     """
     dp = plan.ranks // (plan.tp * plan.pp)
     sizes = [f"{axis}{getattr(plan, axis)}" for axis in _SPLIT if getattr(plan, axis) > 1]

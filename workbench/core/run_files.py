@@ -20,6 +20,7 @@ FILES = (
     RunFile(pattern="spec.toml", what="everything needed to run it again, with versions and machine"),
     RunFile(pattern="cell.py", what="the source of the cell, if a cell defined the model"),
     RunFile(pattern="algorithm.py", what="the source of the communication algorithm, if a cell defined it"),
+    RunFile(pattern="ds_config.json", what="DeepSpeed's configuration, resolved: of flags, `--ds-config` and defaults"),
     RunFile(pattern="names.json", what="names of `%%dist` cells that the cell uses: imports, sources, values"),
     RunFile(pattern="modules/*.py", what="copies of the local modules that the cell imports"),
     RunFile(

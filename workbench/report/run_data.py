@@ -14,6 +14,7 @@ import numpy as np
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, ParallelPlan, TrainSpec
 from workbench.core.controls import LIVE
+from workbench.core.frameworks import usable
 from workbench.core.mesh import Mesh
 from workbench.core.records import END_STATES, SESSION_RANK, EventKind
 from workbench.errors import ConfigError, RunDirectoryError, WorkbenchError
@@ -80,7 +81,8 @@ class RunData:
 
     ``spec`` is None and ``spec_text`` may be empty if ``spec.toml`` cannot be read; ``versions`` and ``machine`` are
     tables of that file. ``cell``: source of the cell that defined the model, or "". ``metrics``: metrics of the whole
-    run, one row per step. ``notes``: sentences about what is missing or damaged.
+    run, one row per step. ``configs``: resolved configurations of the framework's library, by file name. ``notes``:
+    sentences about what is missing or damaged.
     """
 
     path: Path
@@ -97,6 +99,7 @@ class RunData:
     status: str
     logged_events: list[LoggedEvent]
     ranks: list[RankData]
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -204,6 +207,12 @@ def read(path: str | Path) -> RunData:
         status=status,
         logged_events=logged_events,
         ranks=_rank_data(store, mesh, events_per_rank),
+        configs={
+            each.config_file.file: found
+            for each in usable()
+            if each.config_file is not None
+            if (found := _read_json_table(path / each.config_file.file, notes))
+        },
         notes=notes,
     )
 

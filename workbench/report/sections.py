@@ -314,7 +314,10 @@ def _verify_events(run: RunData) -> list[tuple[str, str]]:
 
 
 def _options(run: RunData) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in run.spec.options().items() if value != ""] if run.spec else []
+    if run.spec is None:
+        return []
+    given = [(name, value) for name, value in run.spec.options().items() if value != ""]
+    return given + [(f"{file}: {key}", value) for file, all_ in run.configs.items() for key, value in _flatten(all_)]
 
 
 def _environment(run: RunData) -> list[tuple[str, str]]:

@@ -191,7 +191,7 @@ def command_line_flags(spec: TrainSpec) -> list[str]:
     defaults = TrainSpec().options()
     arguments: list[str] = []
     options = {name: value for name, value in spec.options().items() if name not in plan_grammar.OPTIONS}
-    options["plan"] = spec.plan.describe()
+    options |= {"plan": spec.plan.describe(), "ds_config": spec.plan.ds_config}
     for flag in FLAGS:
         value = options.get(flag.option)
         if value is not None and (value != defaults.get(flag.option) or flag.option in _ALWAYS_STATED):

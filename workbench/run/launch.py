@@ -52,8 +52,10 @@ def train(
         most = default_ranks(describe_host())
         request = resolve(options, config=config, cell=cell, default_ranks=most)
         place(request.spec.plan.ranks, describe_host())
+        _tell(request)
         return detached.start(request)
     request = resolved(options, config=config, cell=cell)
+    _tell(request)
     is_up = Session.current() is not None
     _place_of(request.spec)  # refuses what this machine has no place for
     with contextlib.ExitStack() as undo:
@@ -65,6 +67,11 @@ def train(
         begin(Run(path), session)
         undo.pop_all()
     return Run(path)
+
+
+def _tell(request: Request) -> None:
+    for line in request.told:
+        print(line)
 
 
 def begin(run: Run, session: Session) -> None:

@@ -107,12 +107,14 @@ def _block(options: Mapping[str, Any]) -> int:
 class Request:
     """A resolved request: the spec, and the source of the cell that defines the model (None: a recipe defines it).
 
-    ``cell_folder``: where the cell lies, if it is that of a spec file or of a resumed run.
+    ``cell_folder``: where the cell lies, if it is that of a spec file or of a resumed run. ``told``: what the
+    configuration files of a framework say.
     """
 
     spec: TrainSpec
     cell: str | None
     cell_folder: Path | None = None
+    told: tuple[str, ...] = ()
 
 
 def resolve(
@@ -128,7 +130,9 @@ def resolve(
     used, or else that of the resumed run. ``default_ranks``: the largest number of ranks used when no number is given.
     Raises ``SchemaError``, and ``ConfigError`` for options that cannot work.
     """
-    options = merged({} if config is None else read_spec_options(config), overrides)
+    of_file = {} if config is None else read_spec_options(config)
+    options = merged(of_file, overrides)
+    files = [*plan_grammar.files(of_file), *plan_grammar.files(overrides)]
     folder: Path | None = None
     if not options.get("recipe"):
         options.pop("recipe", None)
@@ -150,7 +154,14 @@ def resolve(
         if own_cell is None and cell is not None:
             folder = Path(checkpoints.split(options["resume"])[0])
     spec = _completed(options, cell, default_ranks)
-    return Request(spec=spec, cell=cell, cell_folder=folder)
+    for file in files:
+        if not spec.batch_size and "batch_size" in file.options:
+            raise ConfigError(
+                f"{file.name} says {file.options['batch_size'].key}, and the cell's dataloader has its own batch size: "
+                'leave it out, or write "auto"',
+                field="--batch-size",
+            )
+    return Request(spec=spec, cell=cell, cell_folder=folder, told=tuple(file.words() for file in files))
 
 
 def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], str | None]:

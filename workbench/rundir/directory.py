@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import json
 import os
 import platform
 import re
@@ -72,6 +73,7 @@ def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None
         path = _make(parent, _stem(spec.name)) if at is None else at
     except OSError as error:
         raise _cannot_make(parent, error) from error
+    used = framework_if_usable(spec.plan.framework)
     try:
         document = {**spec.to_toml(), "versions": versions(spec.plan.framework), "machine": machine()}
         if cell is not None:
@@ -79,6 +81,10 @@ def create(spec: TrainSpec, cell: str | None = None, *, like: Path | None = None
         source = algorithms.chosen(spec.plan.algorithm).algorithm.source if spec.plan.algorithm else ""
         if source:
             (path / ALGORITHM_FILE).write_text(source, encoding="utf-8")
+        config = None if used is None else used.config_file
+        if config is not None:
+            text = json.dumps(config.resolved(spec), indent=1) + "\n"
+            (path / config.file).write_text(text, encoding="utf-8")
         if like is not None and is_run(like):
             _copy_what_the_cell_used(like, path)
         environment.record(path)

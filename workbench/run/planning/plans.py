@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def plans(
     Nothing is trained unless ``tries`` is given; one rank builds the model and runs a forward pass on shapes. Ranks are
     started when none are up. Raises ``ConfigError`` and ``CellError`` as a training would, and ``ClusterError``.
     """
-    given = plan_grammar.expanded({**(options or {}), **more})
+    asked = {**(options or {}), **more}
+    given, files = plan_grammar.expanded(asked), plan_grammar.files(asked)
     host = describe_host()
     session = Session.current()
     ranks = int(given.get("ranks") or (session.n if session is not None else default_ranks(host)))
@@ -91,7 +93,16 @@ def plans(
         refused=(*refused, *unpredicted),
         tried=_tried(predicted, found, tries),
         specs={each.spec.plan: each.spec for each in found},
+        configs=(*(file.words() for file in files), *(_resolved_config(each.spec) for each in found if files)),
     )
+
+
+def _resolved_config(spec: TrainSpec) -> str:
+    """The configuration of a plan's framework, in a line."""
+    used = framework(spec.plan.framework)
+    if used.config_file is None:
+        return f"{spec.plan.describe()} has no such configuration"
+    return f"{spec.plan.describe()} gives {used.title} {json.dumps(used.config_file.resolved(spec))}"
 
 
 def memory_per_rank(host: Host, ranks: int) -> float:

@@ -48,7 +48,8 @@ class Plans:
 
     ``forecasts``: what each plan takes; ``refused``: the others, and why; ``machine``: what was measured of this
     machine (None: nothing, so no times are known); ``limit``: bytes of memory that a rank has; ``tried``: what a few
-    steps of a plan gave; ``specs``: the spec of a training with each plan.
+    steps of a plan gave; ``specs``: the spec of a training with each plan; ``configs``: what the configuration file
+    of a framework says, and what each plan makes of it.
     """
 
     model: ModelDescription
@@ -59,6 +60,7 @@ class Plans:
     refused: tuple[Refused, ...] = ()
     tried: Mapping[ParallelPlan, Attempt]
     specs: Mapping[ParallelPlan, TrainSpec]
+    configs: tuple[str, ...] = ()
 
     @property
     def chosen(self) -> Forecast | None:
@@ -148,7 +150,7 @@ class Plans:
         for what, why in (("optimizer state", self.model.state_unknown), ("activations", self.model.activity_unknown)):
             if why:
                 said.append(f"Not predicted: {what}, as {why}.")
-        return said
+        return [*said, *self.configs]
 
     def tables(self) -> list[tuple[str, list[str], list[list[str]]]]:
         """Title, heads and rows of text of each table. A part of the memory that no plan needs has no column."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Feature, Framework, Plugin
+from workbench.engine.frameworks.deepspeed.config_file import CONFIG_FILE
 
 _STRATEGY = "workbench.engine.frameworks.deepspeed.strategy:ZeroStrategy"
 _LACKS = {Capability.PIPELINED: "every rank computes all layers: use --framework colossal or torch --plugin hybrid"}
@@ -16,7 +17,7 @@ def _stage(name: str, summary: str) -> Plugin:
         name=name,
         summary=summary,
         strategy=_STRATEGY,
-        options=frozenset(("offload",)),
+        options=frozenset(("offload", CONFIG_FILE.option)),
         untried=UNTRIED_ON_GPUS,
         capabilities=frozenset(Capability) - {Capability.PIPELINED},
         lacks=_LACKS,
@@ -36,6 +37,7 @@ DEEPSPEED = Framework(
     packages=("torch", "deepspeed"),
     library="deepspeed",
     size="15 MB, in some 20 s",
+    config_file=CONFIG_FILE,
     not_offered={
         "ddp": "without ZeRO DeepSpeed averages gradients as torch's DDP does: use --framework torch --plugin ddp",
         "zero3": "weights that are gathered for each layer are --framework torch --plugin fsdp, which is FSDP2",

@@ -20,6 +20,7 @@ from workbench.engine.base.batch import Batch
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.deepspeed.checks import check
+from workbench.engine.frameworks.deepspeed.config_file import resolved
 from workbench.engine.frameworks.deepspeed.partitions import Partitions
 from workbench.engine.frameworks.deepspeed.reduction import ZeroReduction
 from workbench.engine.frameworks.deepspeed.state import PartitionedState
@@ -34,34 +35,17 @@ from workbench.engine.frameworks.torch_common.trained import convert_inputs, mod
 from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged
 from workbench.engine.state.layout import RankState
 
-STAGES = {"zero1": 1, "zero2": 2}
-#: DeepSpeed's own sizes of buckets, in elements; a smaller model needs no larger buffer
-_BUCKET = 500_000_000
-#: first loss scale in fp16 as a power of 2. DeepSpeed's 2**16 skips so many steps that short runs learn less
-_SCALE_POWER = 10
-
 
 def engine_config(spec: TrainSpec, elements: int) -> dict[str, Any]:
-    """The engine's configuration. ``elements``: of all trained parameters. Batches and their pieces are the trainer's:
-    the engine knows of one at a time."""
-    bucket = min(_BUCKET, 2 * -(-elements // 2))  # DeepSpeed needs an even number
-    zero: dict[str, Any] = {
-        "stage": STAGES[spec.plan.plugin],
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-    }
-    if spec.plan.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.clip,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": spec.precision == "bf16"},
-        "fp16": {"enabled": spec.precision == "fp16", "initial_scale_power": _SCALE_POWER},
-    }
+    """What the engine is given. ``elements``: of all trained parameters; no bucket is larger, as a smaller model needs
+    none. Batches, their pieces and the optimizer are the trainer's: the engine knows of one piece at a time."""
+    config = resolved(spec)
+    config.pop("optimizer", None)
+    config.pop("train_batch_size", None)
+    zero = config["zero_optimization"]
+    for name in ("reduce_bucket_size", "allgather_bucket_size"):
+        zero[name] = min(zero[name], 2 * -(-elements // 2))  # DeepSpeed needs an even number
+    return {**config, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
 
 
 class ZeroStrategy(ReplicatedStrategy):
@@ -260,9 +244,8 @@ class _EngineScaler:
     def state_dict(self) -> dict[str, Any]:
         """As ``LossScaler.state_dict``."""
         scaler = self._zero.loss_scaler
-        return {
-            name: getattr(scaler, name) for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-        }
+        names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+        return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}  # a fixed scale has the first
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As ``LossScaler.load_state_dict``."""
