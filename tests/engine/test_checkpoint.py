@@ -14,6 +14,9 @@ FSDP = {"framework": "torch", "plugin": "fsdp"}
 GEMINI = {"plugin": "gemini", "precision": "bf16"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 MPI = {"framework": "mpi", "plugin": "ddp"}
+#: every weight is split; by default DeepSpeed leaves small ones whole
+SPLIT = '{"zero_optimization": {"stage3_param_persistence_threshold": 0}}'
+DEEPSPEED3 = {"framework": "deepspeed", "plugin": "zero3", "ds_config": SPLIT}
 SAVED = {"1": [["checkpoint", None]]}
 PLANS = {
     "ddp-noisy": ("noise", DDP),
@@ -32,6 +35,8 @@ PLANS = {
     "deepspeed": ("gpt2-drop", DEEPSPEED | {"clip": 0.5}),
     "deepspeed-fp16": ("plain", DEEPSPEED | {"plugin": "zero2", "precision": "fp16"}),
     "mpi-fp16": ("plain", MPI | {"precision": "fp16", "clip": 0.5}),
+    "deepspeed3": ("gpt2-drop", DEEPSPEED3 | {"clip": 0.5}),
+    "deepspeed3-bf16": ("plain", DEEPSPEED3 | {"precision": "bf16", "offload": True}),
     "gemini": ("plain", GEMINI | {"clip": 0.5}),
     "tp2": ("gpt2-drop", TP),
     "tp2-fp16": ("gpt2", TP | {"precision": "fp16"}),
@@ -57,14 +62,18 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
     assert done_of_rank(found[0], "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
-    if plan not in ("torch", "fsdp", "deepspeed", "zero1", "gemini", "tp2", "pp2", "stages2"):
+    if plan not in ("torch", "fsdp", "deepspeed", "deepspeed3", "zero1", "gemini", "tp2", "pp2", "stages2"):
         return
     turned = run_kept(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
 
 
 @pytest.mark.parametrize(
-    "plan", ["ddp-noisy", "torch-noisy", "torch-topk", "zero1", "deepspeed", "mpi-fp16", "tp2", "pp2", "stages2"]
+    "plan",
+    [
+        *("ddp-noisy", "torch-noisy", "torch-topk", "zero1"),
+        *("deepspeed", "deepspeed3", "mpi-fp16", "tp2", "pp2", "stages2"),
+    ],
 )
 def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
     model, options = PLANS[plan]
@@ -91,6 +100,8 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("tied", TP, DEEPSPEED),
         ("gpt2", DEEPSPEED, FSDP),
         ("tied", TORCH, MPI),
+        ("tied", TP, DEEPSPEED3),
+        ("tied", DEEPSPEED3, ZERO),
         ("gpt2", FSDP | {"tp": 2}, TP),
         ("plain", TORCH, DDP | {"algorithm": "topk:1"}),  # the whole gradient, in another way
     ],

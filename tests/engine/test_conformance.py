@@ -38,6 +38,9 @@ GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
 MPI = {"framework": "mpi", "plugin": "ddp"}
+#: every weight is split and gathered; by default DeepSpeed leaves small ones whole
+DS_SPLIT = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}}
+DEEPSPEED3 = {"framework": "deepspeed", "plugin": "zero3", "ds_config": DS_SPLIT}
 #: what DeepSpeed's configuration may say that is not a flag: the arithmetic stays the same
 DS_CONFIG = {
     "communication_data_type": "fp32",
@@ -162,6 +165,11 @@ CASES = [
     case(2, "plain", clip=0.5, accumulate=2, offload=True, ds_config=DS_CONFIG, **DEEPSPEED2),
     case(2, "plain", precision="fp16", ds_config={"fp16": DS_SCALE}, tolerance=FP16, **DEEPSPEED),
     case(2, "plain", precision="fp16", ds_config={"fp16": {"loss_scale": 128}}, tolerance=FP16, **DEEPSPEED2),
+    *[case(2, model, **DEEPSPEED3) for model in ("gpt2", "tied")],
+    case(4, "plain", accumulate=2, clip=0.5, **DEEPSPEED3),
+    case(2, "llama", offload=True, accumulate=2, clip=0.5, framework="deepspeed", plugin="zero3"),
+    case(2, "llama", precision="bf16", tolerance=BF16, **DEEPSPEED3),
+    case(2, "gpt2", precision="fp16", offload=True, accumulate=2, tolerance=FP16, **DEEPSPEED3),
 ]
 
 

@@ -24,8 +24,8 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
-ZERO_1, ZERO_2 = [{"framework": "deepspeed", "plugin": plugin} for plugin in ("zero1", "zero2")]
 MPI = {"framework": "mpi", "plugin": "ddp"}
+ZERO_1, ZERO_2, ZERO_3 = [{"framework": "deepspeed", "plugin": f"zero{stage}"} for stage in (1, 2, 3)]
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
 FP32, FP16, BF16 = 2e-5, 2e-2, 1e-1
 
@@ -66,6 +66,8 @@ CASES = [
     (2, "cnn", ZERO_1, FP32),
     (2, "gpt2", {**ZERO_1, "accumulate": 2}, FP32),
     (4, "plain", ZERO_2, FP32),
+    (2, "gpt2", {**ZERO_3, "accumulate": 2, "offload": True}, FP32),
+    (4, "plain", ZERO_3, FP32),
     (2, "plain", {**ZERO_2, "precision": "fp16"}, FP16),
     (2, "gpt2", {**MPI, "accumulate": 2}, FP32),
     (4, "tied", MPI, FP32),

@@ -15,6 +15,10 @@ from workbench.telemetry.inside.spectra import combine_spectra
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+ZERO2 = {"framework": "deepspeed", "plugin": "zero2"}
+#: every weight is split; by default DeepSpeed leaves small ones whole
+SPLIT = '{"zero_optimization": {"stage3_param_persistence_threshold": 0}}'
+ZERO3 = {"framework": "deepspeed", "plugin": "zero3", "ds_config": SPLIT}
 INSIDE = {"watch": "activations", "watch_every": 1, "steps": 1}
 LEAVES = ("proj", "norm", "lm_head", "c_fc", "act_fn", ".act", "query", "dense")
 
@@ -43,7 +47,8 @@ def _check(table, expected: dict[str, dict], *, tolerance: float = 2e-4) -> None
     [
         (1, "llama", {"plugin": "ddp"}),
         *[(2, "llama", plan) for plan in ({"plugin": "ddp"}, {"plugin": "zero2"}, TP, PP)],
-        *[(2, "gpt2", plan) for plan in (TP, PP)],
+        *[(2, "gpt2", plan) for plan in (TP, PP, ZERO2)],
+        (2, "plain", ZERO3),
         (2, "vit", TP),
         (4, "llama", TP),
         (2, "normed", {"plugin": "ddp", "sync_batchnorm": True}),
@@ -185,6 +190,7 @@ def test_a_compiled_model_is_refused_with_what_to_do(pool):
         ("llama", PP),
         ("gpt2", TP),
         ("llama", FSDP),
+        ("llama", ZERO3),
         ("gpt2", {**FSDP, "tp": 2}),
         ("gpt2", {"framework": "torch", "plugin": "hybrid", "tp": 2}),
     ],

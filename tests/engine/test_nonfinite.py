@@ -34,6 +34,7 @@ CASES = [
     (2, "llama", FSDP, 1, "llama"),
     (2, "plain", {"framework": "deepspeed", "plugin": "zero2", "accumulate": 2}, 1, "plain"),
     (2, "plain", {"framework": "mpi", "plugin": "ddp", "accumulate": 2}, 1, "plain"),
+    (2, "plain", {"framework": "deepspeed", "plugin": "zero3", "accumulate": 2}, 1, "plain"),
     (4, "llama", {**FSDP, "tp": 2}, 3, "llama"),
     (2, "llama", ZERO1, 1, "llama"),
     (2, "plain", ZERO2, 0, "plain"),

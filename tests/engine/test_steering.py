@@ -115,6 +115,7 @@ CASES = {
     "fsdp": ("llama", FSDP, CHANGES, 14),
     "deepspeed": ("llama", DEEPSPEED, CHANGES, 14),
     "mpi": ("llama", MPI, CHANGES, 14),
+    "deepspeed zero3": ("llama", DEEPSPEED | {"plugin": "zero3"}, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),
     "pp2": ("llama", PP, CHANGES, 14),
 }

@@ -41,7 +41,7 @@ def train(
     wrap: str = "",
     iterations: int = 0,
 ) -> dict[str, Any]:
-    """Records of this rank by type, the reasons of refused commands, how many hooks are left, and the weights that it
+    """Records of this rank by type, the reasons of refused commands, how many hooks it left, and the weights that it
     holds as matrices. ``change``: of ``CHANGES``, ``wrap``: as ``boosted.workload``; ``iterations``: of singular
     values, at each look."""
     spectra.FIRST, spectra.LATER = (iterations or default for default in (spectra.FIRST, spectra.LATER))
@@ -51,6 +51,7 @@ def train(
     with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
         strategy = boosted.prepared(rank, spec, model, wrap=wrap)
         strategy.workload.data = Batches(model)
+        hooks = _hooks(strategy.module)
         told: list[str] = []
         strategy.tell = lambda name, text: told.append(f"{name}: {text}")
         if change:
@@ -71,12 +72,16 @@ def train(
             observers[-1].close()
             dist.barrier()
             matrices = [(one.layer, one.split, one.matrix.tolist()) for one in strategy.weight_matrices()]
-            hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in strategy.module.modules())
+            hooks = _hooks(strategy.module) - hooks
         finally:
             strategy.close()
     rows = log.rows()
     refused = [json.loads(row["value"]) for row in rows.pop("Event", []) if row["kind"] == "refused"]
     return {**rows, "hooks": hooks, "refused": refused, "matrices": matrices, "told": told}
+
+
+def _hooks(model: torch.nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def _checkpointed(reentrant: bool) -> Callable[[torch.nn.Module], None]:

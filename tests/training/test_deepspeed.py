@@ -24,6 +24,8 @@ FILE = {
     "gradient_clipping": 0.5,
     "optimizer": {"type": "AdamW"},
 }
+#: every weight is split; by default DeepSpeed leaves small ones whole
+SPLIT = FILE | {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
 
 
 @pytest.fixture
@@ -44,15 +46,24 @@ def test_a_run_in_an_environment_of_its_own(no_ranks: None, shell: InteractiveSh
     """It trains by a configuration file as Colossal-AI's ZeRO does by flags, and says with what: the notebook itself
     does not have DeepSpeed."""
     interpreter("deepspeed")
-    file = tmp_path / "ds.json"
-    file.write_text(json.dumps(FILE))
+    whole, split = tmp_path / "whole.json", tmp_path / "split.json"
+    whole.write_text(json.dumps(FILE))
+    split.write_text(json.dumps(SPLIT))
     found = {}
-    for framework, flags in (("deepspeed", f"--ds-config {file}"), ("colossal", FLAGS)):
-        shell.run_line_magic("dist_train", f"{LINE} {flags} --name by-{framework}")
-        run = found[framework] = Run(f"by-{framework}")
+    for name, flags in (
+        ("deepspeed", f"--ds-config {whole}"),
+        ("zero3", f"--ds-config {split} --eval-every 3"),
+        ("colossal", FLAGS),
+    ):
+        shell.run_line_magic("dist_train", f"{LINE} {flags} --name by-{name}")
+        run = found[name] = Run(f"by-{name}")
         assert run.status == "finished" and run.last_step == 6
-        _end_ranks()
-    ours, theirs = (run.metrics() for run in found.values())
+        if name != "deepspeed":  # whose ranks train the next one too
+            _end_ranks()
+    ours, in_parts, theirs = (run.metrics() for run in found.values())
+    assert list(ours["loss"]) == pytest.approx(list(in_parts["loss"]), abs=1e-5)
+    assert found["zero3"].plan.describe() == "zero3 dp2"
+    assert list(in_parts[in_parts["validation_loss"].notna()]["step"]) == [3, 6]
     assert list(ours["loss"]) == pytest.approx(list(theirs["loss"]), abs=1e-5)
     for name in ("grad_norm", "framework_norm"):
         assert list(ours[name]) == pytest.approx(list(theirs["grad_norm"]), rel=1e-4), name

@@ -131,7 +131,7 @@ FLAGS = (
     Flag(names=("--no-reshard",), option="no_reshard", kind=None, group=SPREAD,
          help="keep gathered parameters for the backward pass (fsdp)"),
     Flag(names=("--offload",), option="offload", kind=None, group=SPREAD,
-         help="keep the optimizer's state in the host's memory (zero1, zero2, gemini), and the weights too (fsdp)"),
+         help="keep the optimizer's state in the host's memory (zero1 to zero3, gemini), and the weights too (fsdp)"),
     Flag(names=("--placement",), option="placement", kind=str, group=SPREAD, metavar="P",
          help="where chunks of weights are (gemini): static, or auto by a GPU's free memory"),
     Flag(names=("--sequence-parallel",), option="sequence_parallel", kind=str, group=SPREAD, metavar="MODE",

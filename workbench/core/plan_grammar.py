@@ -65,9 +65,11 @@ ELSEWHERE: Mapping[str, str] = MappingProxyType(
             "expert parallelism puts the experts of a layer on different data-parallel ranks, an axis that plans here "
             "do not have: every rank computes its share of all experts with tp2, pp2, 'zero1 dp2 tp2' or 'fsdp2 tp2'"
         ),
-        "zero": "write zero1 or zero2; ZeRO-3, which splits the weights too, is fsdp2 (torch) or gemini2 (Colossal-AI)",
+        "zero": (
+            "write zero1 or zero2; ZeRO-3, which splits the weights too, is zero3 (DeepSpeed), fsdp2 (torch) or "
+            "gemini2 (Colossal-AI)"
+        ),
         "zero0": "ZeRO-0 splits nothing: write ddp2, or tp2 or pp2 without a plugin",
-        "zero3": "ZeRO-3, which splits the weights too, is fsdp2 (torch) or gemini2 (Colossal-AI)",
         "hsdp": "hybrid sharding is fsdp4 replicate2: groups of ranks that each hold all shards",
         "sp": (
             "sequence parallelism shares positions over the tensor-parallel ranks: write 'tp2 split-gather' or "

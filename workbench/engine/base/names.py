@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+#: the user's model in the module that a framework wraps (``torch_common.trained``)
+TRAINED = "_trained_model"
 #: what wrappers (of torch, and ``torch_common.trained``) put into the names of the modules that they wrap
-_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module", "_trained_model", "_beside_model"))
+_WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module", TRAINED, "_beside_model"))
 
 
 def users_name(module_name: str) -> str:

@@ -30,7 +30,7 @@ from workbench.errors import ConfigError, suggest
 if TYPE_CHECKING:
     from workbench.core.config import TrainSpec
 
-STAGES = {"zero1": 1, "zero2": 2}
+STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 #: DeepSpeed's own sizes of buckets, in elements
 BUCKET = 500_000_000
 #: first loss scale in fp16 as a power of 2. DeepSpeed's 2**16 skips so many steps that short runs learn less

@@ -16,7 +16,7 @@ from workbench.engine import preload
 from workbench.engine.frameworks.torch import ranks
 from workbench.engine.frameworks.torch_common.device import backend_of, rank_device
 
-MODULES = ("workbench.engine.frameworks.deepspeed.strategy",)
+MODULES = ("workbench.engine.frameworks.deepspeed.zero3",)
 #: names of ``deepspeed.utils.groups`` that hold a group, or what groups were made of
 _GROUPS = (
     "_WORLD_GROUP",
@@ -83,23 +83,30 @@ def joined(
     os.environ.setdefault("LOCAL_RANK", str(rank))
     try:
         with ranks.joined(rank, world_size, rendezvous_dir, seed=seed, device_type=device_type, **meeting):
-            _forget_groups()
+            _forget_training()
             deepspeed.init_distributed(backend_of(device), auto_mpi_discovery=False, verbose=False)
             try:
                 yield device
             finally:
-                _forget_groups()
+                _forget_training()
     finally:
         if before is None:
             del os.environ["LOCAL_RANK"]
 
 
-def _forget_groups() -> None:
-    """DeepSpeed keeps the groups of an earlier training in its modules; ``process_group`` has ended them."""
+def _forget_training() -> None:
+    """DeepSpeed keeps the groups of an earlier training in its modules, which ``process_group`` has ended, and counts
+    on in the numbers of parameters and modules, which ranks compare: some may have trained before alone."""
     from deepspeed import comm
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partition_parameters import Init
     from deepspeed.utils import groups
 
     comm.comm.cdb = None
     for name in _GROUPS:
         setattr(groups, name, None)
     groups._ALL_TO_ALL_GROUP = {}
+    Init.param_id = 0
+    (modules,) = parameter_offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__
+    modules[0] = 0
+    parameter_offload.FWD_MODULE_STACK.clear()

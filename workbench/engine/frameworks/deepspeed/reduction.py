@@ -20,8 +20,8 @@ from workbench.engine.frameworks.torch_common.parameters import RankParameter
 
 
 class ZeroReduction:
-    """The reduction of ``engine``, a ``DeepSpeedEngine`` of stage 1 or 2. ``may_differ``: ranks may use different
-    parameters in a step."""
+    """The reduction of ``engine``, a ``DeepSpeedEngine`` of stage 1 to 3. ``may_differ``: a step may leave
+    parameters unused, or ranks may use different ones: DeepSpeed would take zeros, or an earlier step's gradients."""
 
     #: the recorder of collectives sees its calls
     afterwards = True
@@ -31,6 +31,8 @@ class ZeroReduction:
         self._zero = engine.optimizer
         self._held = held
         self._device = device
+        #: where a parameter has its local gradient
+        self._attribute = "grad_accum" if getattr(self._zero, "use_grad_accum_attribute", False) else "grad"
         self._may_differ = may_differ
         self._watcher: tuple[Sequence[RankParameter], Callable[[], float], BatchObserver, bool] | None = None
         self._step: ExitStack | None = None
@@ -64,7 +66,7 @@ class ZeroReduction:
             step.close()
 
     def _local(self, item: RankParameter) -> torch.Tensor | None:
-        found: torch.Tensor | None = self._zero.get_gradient_for_reduction(item.parameter)
+        found: torch.Tensor | None = getattr(item.parameter, self._attribute)
         return found
 
     def _show(
@@ -88,9 +90,9 @@ class ZeroReduction:
             if not count:
                 unused.add(id(item.parameter))
             elif not own:
-                name = "grad_accum" if self._zero.use_grad_accum_attribute else "grad"
-                dtype = self._zero.gradient_accumulation_dtype if name == "grad_accum" else item.parameter.dtype
-                setattr(item.parameter, name, torch.zeros_like(item.parameter, dtype=dtype))
+                apart = self._attribute != "grad"
+                dtype = self._zero.gradient_accumulation_dtype if apart else item.parameter.dtype
+                _set_zeros(item.parameter, self._attribute, dtype)
         self.unused = frozenset(unused)
 
     @contextmanager
@@ -103,3 +105,12 @@ class ZeroReduction:
             yield
         finally:
             self._watcher = None
+
+
+def _set_zeros(parameter: Any, attribute: str, dtype: torch.dtype) -> None:
+    """Give a parameter a gradient of zeros. ZeRO 3 has left it without its elements, and torch wants shapes alike."""
+    now = parameter.data
+    shape = getattr(parameter, "ds_shape", now.shape)
+    parameter.data = now.new_empty(1).expand(shape)
+    setattr(parameter, attribute, torch.zeros(shape, dtype=dtype, device=now.device))
+    parameter.data = now

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO 1 and 2: the optimizer's state, and with 2 the gradients, are split over the ranks.
+"""DeepSpeed's ZeRO 1 and 2: the optimizer's state, and with 2 the gradients, are split over the ranks. ``zero3`` has 3.
 
 The loop, the batches and the loss are the trainer's; the engine casts the model, reduces gradients, clips and updates.
 """
@@ -51,6 +51,9 @@ def engine_config(spec: TrainSpec, elements: int) -> dict[str, Any]:
 class ZeroStrategy(ReplicatedStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
+    #: what a rank has of each parameter
+    partitioned: Any = Partitions
+
     @classmethod
     def check(cls, spec: TrainSpec, workload: Workload) -> None:
         super().check(spec, workload)
@@ -60,6 +63,8 @@ class ZeroStrategy(ReplicatedStrategy):
         modes = modes_of(self._module)
         for parameter in self._module.parameters():
             parameter.data = parameter.data.contiguous()  # parts are taken of a flat view
+        self._share_out()
+        self._mine = self._held
         elements = sum(self._names.sizes.values())
         states = {key: state for key, state in self._optimizer.state.items() if state}
         self._step_hooks = StepHooks()
@@ -72,16 +77,12 @@ class ZeroStrategy(ReplicatedStrategy):
         self._whole = WholeModel(self.workload, self._module, self.device, "fp32")
         dtype = AUTOCAST_TYPES.get(self.spec.precision)
         self._cast = None if dtype is None else convert_inputs(self._module, partial(_cast, dtype=dtype))
-        self._share_out()
-        self._mine = self._held
-        self._partitions = Partitions(self._zero, self._optimizer)
+        self._partitions = self.partitioned(self._zero, self._optimizer)
         self._partitions.take_over(states, self._optimizer)
         self._step_reads = StepReads(
             self._optimizer, [item.parameter for item in self._held], has_copies=True, tp=1, pp=1
         )
-        self._reduction = ZeroReduction(
-            self._engine, self._held, self.device, may_differ=self.mesh.dp > 1 and not self.spec.recipe
-        )
+        self._reduction = ZeroReduction(self._engine, self._held, self.device, may_differ=not self.spec.recipe)
         self.model = self._run
 
     def _make_scaler(self) -> Any:

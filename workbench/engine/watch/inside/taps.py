@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from workbench.engine.base.names import users_name
+from workbench.engine.base.names import TRAINED, users_name
 
 #: told of a module's output, or of the gradient of one: layer, "output" or "gradient", micro-batch, sharded, tensor
 Shown = Callable[[str, str, int, str, torch.Tensor], None]
@@ -58,6 +58,8 @@ class Taps:
     def __enter__(self) -> Taps:
         with ExitStack() as hooks:  # if a hook cannot be registered, those before it are removed again
             for name, module in self._model.named_modules():
+                if module is self._model and hasattr(module, TRAINED):
+                    continue  # what it returns is the loss, not an output of the user's model
                 hooks.callback(module.register_forward_pre_hook(partial(self._enters, users_name(name))).remove)
                 leaves = module.register_forward_hook(self._leaves, with_kwargs=True, always_call=True)
                 hooks.callback(leaves.remove)
