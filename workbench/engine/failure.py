@@ -27,9 +27,7 @@ _OF_PEERS = (PeerFailed, PeerLostError, ShareFailed, CollectiveReleasedError, di
 
 def noted_failure(error: BaseException, cell: Path) -> dict[str, Any]:
     """As ``failure_of``. From now on this rank counts as failing, and a debugger finds the error."""
-    row = rank_row.current()
-    if row is not None:
-        row.enter(rank_row.FAILING)
+    rank_row.note_failing()
     post_mortem.keep(error)
     return failure_of(error, cell)
 

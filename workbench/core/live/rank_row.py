@@ -162,6 +162,12 @@ def current() -> RowWriter | None:
     return _own[0] if _own else None
 
 
+def note_failing() -> None:
+    """Records that the training of this rank has failed, which it now leaves; does nothing in another process."""
+    if _own:
+        _own[0].enter(FAILING)
+
+
 def install(directory: Path, rank: int) -> None:
     """Makes this process, a rank, write its row, and its stacks when it is asked."""
     stacks = stacks_path(directory, rank).open("ab", buffering=0)  # open for as long as the process lives

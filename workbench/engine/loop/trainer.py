@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.core.config import TrainSpec
+from workbench.core.live import rank_row
 from workbench.core.records import Command, EventKind
 from workbench.core.rules.intervals import epochs_in, is_due
 from workbench.engine.agree.control import AgreedControl
@@ -114,6 +115,9 @@ class Trainer:
         """Train to the last step, or until a rule or somebody stops it."""
         try:
             return self._train()
+        except BaseException:
+            rank_row.note_failing()  # what follows takes a while, in which nobody ends this rank
+            raise
         finally:
             self._saving.close()
             self._snapshots.close()
