@@ -47,7 +47,7 @@ def test_what_leaves_a_thread_or_a_timer_is_given_on() -> None:
     for made in (thread(fails, name="x", failed=seen.append), timer(0.0, fails, failed=seen.append)):
         assert made.daemon
         made.start()
-        made.join(60)
+        made.join(WAIT_S)
     assert [described(error) for error in seen] == ["ValueError: nobody thought of this"] * 2
     assert "in fails" in background.traceback_of(seen[0]) and described(KeyboardInterrupt()) == "KeyboardInterrupt"
 
@@ -92,7 +92,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[client.RankServer,
     server = client.RankServer()
     yield server, ours, process
     ours.close()
-    server._reader.join(60)
+    server._reader.join(WAIT_S)
 
 
 def test_an_answer_that_cannot_be_read_fails_what_waits(
@@ -104,8 +104,8 @@ def test_an_answer_that_cannot_be_read_fails_what_waits(
     waiting = server.signal([0], 2)
     ours.sendall(b"no message of ours\n")
     with pytest.raises(ClusterError, match="its messages could not be read"):
-        waiting.result(60)
-    server._reader.join(60)
+        waiting.result(WAIT_S)
+    server._reader.join(WAIT_S)
     assert process.killed and not server.alive and len(ends) == 1
     assert "warning: the rank server was ended because its messages could not be read" in capfd.readouterr().err
 
@@ -121,9 +121,9 @@ def test_a_listener_that_fails_stops_neither_the_others_nor_the_reader(
     server.on_end(heard.append)
     waiting: Future[None] = server.signal([0], 2)
     ours.sendall(p.encode(p.ControllerReady(pid=7)) + p.encode(p.Reply(id=1)))
-    assert waiting.result(60) is None
+    assert waiting.result(WAIT_S) is None
     ours.shutdown(socket.SHUT_RDWR)
-    server._reader.join(60)
+    server._reader.join(WAIT_S)
     assert heard == [p.ControllerReady(pid=7), server._end_reason]
     assert (
         capfd.readouterr().err.count("a callback for events of the rank server failed (ValueError: nobody thought") == 2
@@ -282,7 +282,7 @@ def test_a_branch_that_cannot_start_is_told_to_whoever_waits(
     branching.launch_in_thread(run, {"resume": f"{run}@3"})
     for made in threading.enumerate():
         if made.name.startswith("branch-"):
-            made.join(60)
+            made.join(WAIT_S)
     assert branching._failures.pop(run) == "ValueError: nobody thought of this"
     assert "did not start: ValueError: nobody" in capfd.readouterr().err
 
@@ -294,7 +294,7 @@ def test_progress_that_is_no_longer_shown_is_reported(
     follow.follow_in_background(cast(Any, SimpleNamespace(name="fake")))
     for made in threading.enumerate():
         if made.name == "progress-fake":
-            made.join(60)
+            made.join(WAIT_S)
     assert "the progress of run 'fake' is no longer shown; the run continues" in capfd.readouterr().err
 
 

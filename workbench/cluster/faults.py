@@ -22,8 +22,8 @@ FAULTS = {
     DROP: "told to close the connections of their process groups",
     NAN: "told to give NaN as the output of the next module that runs in training mode",
 }
-#: seconds that ranks have to stop
-_STOP_S = 30.0
+#: seconds that ranks have to end, or to stop
+_OVER_S = 30.0
 _SIGNALS = {KILL: signal.SIGKILL, STOP: signal.SIGSTOP, CONTINUE: signal.SIGCONT, DELAY: signal.SIGSTOP}
 
 
@@ -46,19 +46,22 @@ def fault(session: Session, kind: str, ranks: Sequence[int], *, for_s: float = 5
         session.call(living, "workbench.engine.collectives.release:drop", {"reason": "dropped by %dist_fault"})
     else:
         session.call(living, "workbench.engine.faults.planted:give_nan", {})
-    if kind in (STOP, DELAY):
-        _wait_until_stopped(session, living)
+    if kind in (KILL, STOP, DELAY):
+        _wait_until_over(session, living, kind)
     if kind == DELAY:
         _continue_later(session, living, for_s)
     return f"{format_ranks(living)} {'was' if len(living) == 1 else 'were'} {FAULTS[kind].format(for_s=for_s)}"
 
 
-def _wait_until_stopped(session: Session, ranks: Sequence[int]) -> None:
-    """A process stops when it gets a core, and one that waits for a disk once it no longer does."""
-    deadline = time.monotonic() + _STOP_S
-    while running := [rank for rank in ranks if rank not in session.dead and not is_stopped(session.pids[rank])]:
+def _wait_until_over(session: Session, ranks: Sequence[int], kind: str) -> None:
+    """A process ends, or stops, when it gets a core, and one that waits for a disk once it no longer does."""
+    deadline = time.monotonic() + _OVER_S
+    running = list(ranks)
+    while running := [
+        rank for rank in running if rank not in session.dead and (kind == KILL or not is_stopped(session.pids[rank]))
+    ]:
         if time.monotonic() > deadline:
-            raise ClusterError(f"{format_ranks(running)} did not stop within {_STOP_S:.0f} s: a disk may not answer")
+            raise ClusterError(f"{format_ranks(running)} still ran {_OVER_S:.0f} s later: a disk may not answer")
         time.sleep(0.005)
 
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run
+from tests.waiting import WAIT_S
 from workbench.errors import RunError
 from workbench.telemetry import progress
 from workbench.telemetry.derive import seconds_per_step
@@ -62,7 +63,7 @@ def test_the_background_thread_prints_lines_and_a_failure_once(
     follow_in_background(Ended(make_fake_run(tmp_path / "run", steps=20)))
     for thread in threading.enumerate():
         if thread.name == "progress-fake":
-            thread.join(60)
+            thread.join(WAIT_S)
     out = capsys.readouterr().out
     assert out.count("step 20/20") == 1 and out.count("line 3 of the cell") == 1
 

@@ -99,13 +99,27 @@ def test_an_engine_set_signals_its_own_ranks_after_another_set_has_ended():
     assert sent == [[4, 5]]
 
 
-def test_ranks_that_are_said_to_be_stopped_have_stopped(monkeypatch):
-    """A busy machine stops a process when that gets a core."""
+def test_ranks_that_are_said_to_be_stopped_or_killed_are(monkeypatch):
+    """A busy machine stops or ends a process when that gets a core."""
     looks = iter([False, False, True])
     monkeypatch.setattr(faults, "is_stopped", lambda pid: next(looks))
     session = SimpleNamespace(dead={}, pids={1: 7}, signal=lambda number, ranks: None)
     assert faults.fault(session, "stop", [1]).startswith("rank 1 was stopped")
     assert next(looks, "all looked") == "all looked"
+    ends = iter([{}, {}, {1: "killed"}])
+
+    class Session:
+        pids = {1: 7}
+
+        def signal(self, number, ranks):
+            pass
+
+        @property
+        def dead(self):
+            return next(ends)
+
+    assert faults.fault(Session(), "kill", [1]).startswith("rank 1 was killed")
+    assert next(ends, "all looked") == "all looked"
 
 
 class EndsAtOnce:

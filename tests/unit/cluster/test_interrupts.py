@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from tests.waiting import WAIT_S
 from workbench.cluster.base.interrupts import deferred_interrupt
 
 
@@ -33,5 +34,5 @@ def test_nothing_is_deferred_in_another_thread():
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(60)
+    thread.join(WAIT_S)
     assert seen == [before]

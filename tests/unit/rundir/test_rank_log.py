@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from workbench.core.records import (
     SCHEMA_VERSION,
     TABLES,
@@ -305,7 +305,7 @@ def test_a_writer_that_cannot_go_on_ends_the_log_and_says_why(tmp_path: Path, mo
 
     log = RankLogWriter(tmp_path, 0, flush_s=0.01, on_failure=tell)
     monkeypatch.setattr(log, "flush", fails)
-    assert came.wait(60)
+    assert came.wait(WAIT_S)
     monkeypatch.undo()
     log.append(step(1))
     log.close()

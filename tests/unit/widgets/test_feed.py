@@ -17,7 +17,7 @@ from bokeh.models import ColumnDataSource
 
 from tests.fake_records import FakeRank
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from widgets import available
 from widgets.page import wire
 from widgets.panel.feed import Feed
@@ -255,7 +255,7 @@ def test_feed_sends_all_rows_once_and_ends_with_the_run(tmp_path: Path) -> None:
     feed.hello(None)
     until(lambda: page.losses)
     feed.hello(wire.bokeh_version())  # the page was loaded again
-    assert feed.ended.wait(60)
+    assert feed.ended.wait(WAIT_S)
     assert page.kinds[:2] == ["bokeh", "full"]
     assert page.kinds.count("bokeh") == 1
     assert sorted(set(page.losses)) == list(range(1, 121))
@@ -289,7 +289,7 @@ def test_feed_is_silent_until_a_page_says_hello_or_is_overdue(
         assert page.kinds == []
     feed.close()
     run.stop()
-    run.wait(60)
+    run.wait(WAIT_S)
 
 
 def test_closed_feed_ends_without_a_picture(tmp_path: Path) -> None:
@@ -298,9 +298,9 @@ def test_closed_feed_ends_without_a_picture(tmp_path: Path) -> None:
     feed = Feed(Store(run.path), Page(), status=lambda: run.status, on_end=lambda *_: ends.append(1))
     feed.start()
     feed.close()
-    feed._thread.join(60)
+    feed._thread.join(WAIT_S)
     run.stop()
-    run.wait(60)
+    run.wait(WAIT_S)
     assert not feed._thread.is_alive()
     assert ends == []
 
@@ -314,11 +314,11 @@ def test_a_run_that_ended_for_a_branch_names_it(tmp_path: Path) -> None:
     feed = page.feed = Feed(Store(trunk), page)
     feed.start()
     feed.hello(None)
-    assert feed.ended.wait(60)
+    assert feed.ended.wait(WAIT_S)
     assert feed._thread.is_alive(), "it waits for the branch"
     twig = tmp_path / "2026-01-01-120009-twig"
     twig.mkdir()
     write_spec(twig, fake_spec().replace(resume=f"{trunk}@3"))
-    feed._thread.join(60)
+    feed._thread.join(WAIT_S)
     assert page.facts["lineage"] == "continues in twig from step 3"
     assert facts_of(twig)["lineage"] == "continues trunk from step 3"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.fake_run import LiveFakeRun, fake_spec, make_fake_run, write_spec
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from widgets.page import wire
 from widgets.panel import feed as feeds
 from widgets.panel.feed import Feed
@@ -194,9 +194,9 @@ def test_a_page_that_asks_after_the_end_is_told_of_a_failure_too(
 ) -> None:
     feed, told = opened(Store(make_fake_run(tmp_path / "run", steps=5)))
     assert feed.ended.wait(300)
-    feed._thread.join(60)
+    feed._thread.join(WAIT_S)
     for look in told.looks:  # one that comes later would meet the failure before the page asks
-        look.join(60)
+        look.join(WAIT_S)
 
     def fails(*_: Any) -> Columns:
         raise AttributeError("nobody thought of this")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fake_media import add_media, png, ring
 from tests.fake_run import fake_spec, write_spec
+from tests.waiting import WAIT_S
 from widgets.panel.feed import Feed
 from widgets.panel.logged_media import BYTES_PER_S, LoggedMedia
 from workbench.core.records import MediaRecord
@@ -107,7 +108,7 @@ def test_only_a_page_that_looks_gets_them(run: Path) -> None:
     feed.look([{**view, "tab": "overview"}])
     feed.start()
     feed.hello("3")
-    assert feed.ended.wait(60)
+    assert feed.ended.wait(WAIT_S)
     assert not [message for message in sent if "logged_item" in message.get("extra", {})]
     feed.look([{**view, "tab": "samples"}])
     (message,) = [message for message in sent if "logged_item" in message.get("extra", {})]

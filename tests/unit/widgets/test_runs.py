@@ -19,7 +19,7 @@ import widgets
 import workbench
 from magics.runs import RunsMagics
 from tests.fake_run import make_fake_run
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 from widgets.overlay import StaticFigures
 from widgets.runs import RunsTable, message
 from workbench.errors import ConfigError
@@ -98,7 +98,7 @@ def test_nobody_looks(table: tuple[RunsTable, list[dict[str, Any]]], monkeypatch
     thread = shown._thread
     assert thread is not None
     monkeypatch.setattr("widgets.runs.UNSEEN_TIMEOUT_S", 0.0)
-    thread.join(60)
+    thread.join(WAIT_S)
     assert not thread.is_alive()
     monkeypatch.setattr("widgets.runs.UNSEEN_TIMEOUT_S", 60.0)
     shown._on_message(shown.widget, {"kind": "here"}, [])

@@ -19,6 +19,7 @@ from traitlets.config import Config
 import widgets
 from magics.watch import WatchMagics
 from tests.fake_run import make_fake_run
+from tests.waiting import WAIT_S
 from widgets import machine
 from widgets.machine import MachinePanel
 from widgets.panel.panel import Panel
@@ -61,10 +62,10 @@ def test_the_machine_is_looked_at_once_a_second_until_it_is_closed(home: Path, m
 
     monkeypatch.setattr(panel.widget, "send", send)
     panel._on_message(panel.widget, {"kind": "hello"}, [])
-    assert came.wait(60)
+    assert came.wait(WAIT_S)
     panel.close()
     for thread in set(threading.enumerate()) - before:
-        thread.join(60)
+        thread.join(WAIT_S)
     assert not set(threading.enumerate()) - before
     assert told[0]["kind"] == "machine"
     (first, _), (last, is_update) = published  # what a viewer without widgets shows: as it began, then as it ended
@@ -125,10 +126,10 @@ def test_a_look_that_fails_is_told_in_the_panel_and_the_next_one_is_shown(monkey
     monkeypatch.setattr(panel.widget, "send", send)
     monkeypatch.setattr(machine, "look", fails_twice)
     panel._thread.start()
-    assert shown.wait(60)
+    assert shown.wait(WAIT_S)
     panel._closing.set()
     panel._wake.set()
-    panel._thread.join(60)
+    panel._thread.join(WAIT_S)
     panel.close()
     text = "The state of the machine could not be read (AttributeError: a counter of tomorrow); retrying."
     assert [content.get("text") for content in told[:2]] == [text, None], "told once, and then it is looked at"
