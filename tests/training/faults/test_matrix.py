@@ -99,6 +99,8 @@ def inject(pair: Pair, session: Session, scene: Scene, disk: SmallDisk | None) -
             next(each for each in children if each.pid not in forked_from).kill()
         case Fault.SERVER:
             os.kill(session.server_pid, signal.SIGKILL)
+    if pair.fault in ENDS_ALL:  # a busy machine takes time to end processes, in which a cell may run
+        until(lambda: len(session.dead) == session.n)
     if pair.during == During.PAUSED and pair.fault in (Fault.STOP, Fault.NAN):
         scene.run().resume()
     if pair.fault == Fault.STOP and pair.during == During.PAUSED:
