@@ -245,6 +245,18 @@ def test_a_rank_that_has_not_begun_is_ended(tmp_path: Path, monkeypatch: pytest.
     assert ranks.ends == [[0, 1]]
 
 
+def test_ranks_of_a_deleted_run_that_wait_for_one_that_was_interrupted_are_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_watch, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(run_job, "INTERRUPTED_S", 0.0)
+    ranks = Ranks([], tmp_path)
+    ranks.is_deleted = True
+    PeerWatch(cast(Any, ranks), cast(Any, ranks), cast(Any, ranks))
+    assert ranks.over.wait(WAIT_S)
+    assert ranks.released and all(failed == [1] for failed in ranks.released)
+
+
 class Stalled:
     """What a run's stalls are when rank 1 has kept rank 0 waiting for half an hour."""
 

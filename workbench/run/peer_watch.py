@@ -86,7 +86,7 @@ class PeerWatch:
         running, minutes = self._submission.running_ranks(), run_job.HANG_S / 60
         late = {rank: f"rank {rank} has kept others waiting for {minutes:.0f} minutes" for rank in self._late}
         causes = late or {rank: f"rank {rank} failed" for rank in failed}
-        if causes and not deleted:
+        if causes:
             with self._releases:  # where that fails, ranks are interrupted and killed all the same
                 self._session.release(self._submission, causes)
         if not deleted and in_debugger(self._session.directory, running):
