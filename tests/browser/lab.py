@@ -34,7 +34,7 @@ BROWSER_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_S = 180
+START_S = 300
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -76,7 +76,7 @@ class Lab:
 
     def _request(self, method: str, path: str) -> bytes:
         headers = {"Authorization": f"token {self.token}"}
-        with urlopen(Request(self.url + path, method=method, headers=headers), timeout=120) as answer:
+        with urlopen(Request(self.url + path, method=method, headers=headers), timeout=START_S) as answer:
             return bytes(answer.read())
 
 
@@ -191,7 +191,7 @@ class LabPage:
         """What the notebook and any dialog show, for a test that failed."""
         return "\n".join(self.page.locator(".jp-Notebook, .jp-Dialog").all_inner_texts())
 
-    def save(self, path: Path, wait_s: float = 120) -> Any:
+    def save(self, path: Path, wait_s: float = START_S) -> Any:
         """Save and return the notebook as written."""
         before = path.stat().st_mtime_ns
         self.command("docmanager:save")

@@ -98,7 +98,7 @@ class StaticPanel:
             self._send({"kind": "answer", "run": place, "name": content["name"], "error": error}, [])
 
     def pump(
-        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 120, *, fails: bool = True
+        self, until: str | Callable[[], bool] = "() => false", timeout_s: float = 300, *, fails: bool = True
     ) -> None:
         """Deliver messages until a condition holds (JavaScript in the page, or Python here)."""
         deadline = time.monotonic() + timeout_s

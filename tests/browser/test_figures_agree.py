@@ -28,9 +28,9 @@ SLOW = ".dw-rank[data-slow=true]"
 def shown(bare: Any, run: Path) -> StaticPanel:
     """The panel of a run that has ended, with its verdict."""
     panel = StaticPanel(bare, run)
-    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 120)
-    panel.pump(panel.feeds[0].ended.is_set, 120)
-    panel.pump("() => document.querySelector('.dw-verdict').innerText.includes('step')", 120)
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0")
+    panel.pump(panel.feeds[0].ended.is_set)
+    panel.pump("() => document.querySelector('.dw-verdict').innerText.includes('step')")
     return panel
 
 
@@ -38,7 +38,7 @@ def open_figure(panel: StaticPanel, tab: str, name: str) -> dict[str, np.ndarray
     """The rows of a figure, once it is drawn."""
     panel.open(tab)
     drawn = f"document.querySelector('.dw-figure[data-figure={name}]')?.dwPlot?.document"
-    panel.pump(f"() => {drawn}?.get_model_by_name('rows')?.get_length() > 0", 120)
+    panel.pump(f"() => {drawn}?.get_model_by_name('rows')?.get_length() > 0")
     return {column: np.array(values) for column, values in panel.page.evaluate(ROWS, name).items()}
 
 
@@ -57,7 +57,7 @@ def test_panel_and_report_agree_on_the_run_and_on_each_rank(bare: Any, tmp_path:
         own = bars["rank"] == rank
         lengths = (bars["right"] - bars["left"])[own]
         assert lengths.sum() == pytest.approx(sum(verdict.per_rank[rank].values()), rel=0.02)
-    panel.pump(lambda: bare.locator(SLOW).count() == 1, 120)
+    panel.pump(lambda: bare.locator(SLOW).count() == 1)
     assert bare.locator(f"{SLOW} .dw-rank-name").inner_text() == f"rank {slow}"
     timeline = open_figure(panel, "timeline", "timeline")
     assert {0, 1} <= set(timeline["rank"].tolist())
@@ -70,7 +70,7 @@ def test_noise_names_no_rank(bare: Any, tmp_path: Path, monkeypatch: pytest.Monk
     panel = shown(bare, make_fake_run(tmp_path / "run", steps=80))
     assert "No rank stands out" in bare.locator(".dw-verdict").inner_text()
     open_figure(panel, "ranks", "phase_bars")
-    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2", 120)
+    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2")
     assert bare.locator(SLOW).count() == 0
     assert not bare.get_by_text("▶ straggler").is_visible()
     panel.close()
@@ -84,7 +84,7 @@ def test_a_pause_is_no_time_of_training(bare: Any, tmp_path: Path) -> None:
             log.append(Event(time=began + at, step=16, rank=0, kind="state", name=name))
     opened = time.time()
     panel = StaticPanel(bare, run, status=lambda: "running")
-    panel.pump("() => document.querySelector('.dw-clock')?.innerText.includes('elapsed')", 120)
+    panel.pump("() => document.querySelector('.dw-clock')?.innerText.includes('elapsed')")
     minutes, seconds = bare.locator(".dw-clock").inner_text().split()[0].split(":")
     assert opened - 1 <= began + 5 + 60 * int(minutes) + int(seconds) <= time.time() + 1
     panel.close()

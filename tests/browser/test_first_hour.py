@@ -30,9 +30,15 @@ own = ipyparallel.Cluster(n=1, controller_args=["--ping=250"], config=light, **o
 with own as client:
     print("an engine of", client[0].apply_sync(lambda: __import__("os").environ["WORLD_SIZE"]))
 """
+#: ranks of a busy machine take longer to come to a breakpoint, to answer a command, and to end after Ctrl-C
+PATIENT = """
+import workbench.cluster.debugger.dialogue as _dialogue
+import workbench.cluster.releases as _releases
+_dialogue._ANSWER_S = _dialogue._WAITING_S = _releases.BOUND_S = 300
+"""
 #: name -> cell, in the order in which they run
 CELLS = {
-    "load": "%load_ext workbench",
+    "load": f"%load_ext workbench\n{PATIENT}",
     "up": "%dist_up -n 2",
     "group": "%%dist\nprint(dist.is_initialized(), rank + 1 <= world_size, device.type)",
     "names": "%%dist\nhidden = 8\nwidth = rank",
@@ -154,15 +160,16 @@ def errors_of_ranks(notebook: Notebook) -> None:
 
 def answered(cell: Any, *lines: str) -> None:
     """Type lines at the prompts of a cell that runs."""
-    for place, line in enumerate(lines):
-        asked = cell.locator(".jp-Stdin-input").nth(place)
+    for line in lines:  # an answered prompt may stay for a while, or not
+        asked = cell.locator(".jp-Stdin-input:not([data-answered])").first.element_handle()
+        asked.evaluate("(node) => { node.dataset.answered = 'true'; }")
         asked.fill(line)
         asked.press("Enter")
 
 
 def interrupted(notebook: Notebook, page: LabPage) -> None:
     cell = notebook.begin("sleeps")
-    cell.locator(".jp-OutputArea-output", has_text="begun").first.wait_for()
+    cell.locator(".jp-OutputArea-output", has_text=re.compile(r"ranks 0-1\s+begun")).first.wait_for()
     page.command("notebook:interrupt-kernel")
     told = notebook.output(cell)
     assert "interrupted: ranks 0-1 stopped" in told and "line 3" in told and not OURS.search(told), told

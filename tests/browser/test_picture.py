@@ -38,18 +38,18 @@ REPLACE_OUTPUT = """([messages, picture, png]) => {
 def test_a_picture_that_comes_while_the_page_draws_keeps_the_tab_that_was_opened(browser: Any, tmp_path: Path) -> None:
     page = browser.new_page()
     panel = StaticPanel(page, make_fake_run(tmp_path / "one", steps=60), make_fake_run(tmp_path / "two", steps=40))
-    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 120)
-    panel.pump(lambda: all(feed.ended.is_set() for feed in panel.feeds), 120)
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0")
+    panel.pump(lambda: all(feed.ended.is_set() for feed in panel.feeds))
     panel.open("compare")
     for feed in panel.feeds:
         feed.hello(None)  # everything anew: the page has much to draw
     shown = page.evaluate(REPLACE_OUTPUT, [panel.waiting(), PICTURE, base64.b64encode(PNG).decode()])
     assert shown == "none", "not even the first frame has the picture, which is white in the dark theme"
-    panel.pump("() => document.querySelector('.dw + img[data-dw-hidden]')", 120)
+    panel.pump("() => document.querySelector('.dw + img[data-dw-hidden]')")
     assert page.locator(".dw").count() == 1
     assert page.locator(".dw").get_attribute("data-tab") == "compare"
     length = "document.querySelector('.dw-figure[data-figure=compare_loss]')?.dwPlot?.document"
-    panel.pump(f"() => {length}?.get_model_by_name('run1').get_length() > 0", 120)
+    panel.pump(f"() => {length}?.get_model_by_name('run1').get_length() > 0")
     assert panel.errors == []
     panel.close()
     page.close()
@@ -81,7 +81,7 @@ def test_a_panel_that_is_out_of_the_page_is_drawn_when_its_picture_comes(
     page.evaluate(SHOW_PICTURE, base64.b64encode(PNG).decode())
     if not cleans_first:
         page.evaluate("() => takeOutputAway()")
-    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 120)
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0")
     panel.open("compare")
     assert page.locator(".dw").count() == 1
     assert panel.errors == []
@@ -95,7 +95,7 @@ def test_a_page_whose_first_messages_were_lost_asks_again(browser: Any, tmp_path
     wait_for_all(panel)
     assert {content["kind"] for content, _ in panel.waiting()} >= {"bokeh", "full"}  # and handed to nobody
     page.evaluate("() => { const now = Date.now; Date.now = () => now() + 9000; }")
-    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 120)
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0")
     panel.open("compare")
     assert panel.errors == []
     panel.close()

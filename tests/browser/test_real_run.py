@@ -61,7 +61,7 @@ class Pressed:
         self.page, self.run = page, run
         self.delays: dict[str, float] = {}
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
         """Wait for something in the logs; its value."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):

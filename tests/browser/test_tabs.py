@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def ready(panel: StaticPanel) -> None:
-    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0", 120)
+    panel.pump("() => Number(document.querySelector('.dw')?.dataset.points) > 0")
 
 
 def all_drawn(bare: Any, tab: str, figures: set[str]) -> Callable[[], bool]:
@@ -77,13 +77,13 @@ def test_every_tab_draws_its_figures_and_asks_for_nothing(bare: Any, runs: dict[
     for tab, figures in FIGURES.items():
         panel.open(tab)
         shown = figures - {"busy"} if name == "two" else figures  # a heat map of many ranks
-        panel.pump(all_drawn(bare, tab, shown), 120)
+        panel.pump(all_drawn(bare, tab, shown))
         assert bare.evaluate("document.documentElement.scrollWidth") <= 900
         cut = bare.evaluate(CUT, tab)
         assert not cut, cut
     assert bare.locator(".dw").get_attribute("data-mode") == ("dark" if name == "many" else "light")
     bare.evaluate("() => document.body.classList.add('vscode-dark')")  # the front end changes its theme
-    panel.pump("() => document.querySelector('.dw').dataset.mode === 'dark'", 120)
+    panel.pump("() => document.querySelector('.dw').dataset.mode === 'dark'")
     assert panel.errors == []
     assert [url for url in panel.requests if not url.startswith(("about:", "blob:", "data:"))] == []
     panel.close()
@@ -109,17 +109,17 @@ def test_a_tab_shows_only_what_the_run_has(bare: Any, tmp_path: Path) -> None:
     panel = StaticPanel(bare, text)
     ready(panel)
     panel.open("samples")
-    panel.pump("() => document.querySelector('.dw-said').innerText.includes('self')", 120)
+    panel.pump("() => document.querySelector('.dw-said').innerText.includes('self')")
     assert bare.evaluate(DRAWN, "samples") == [] and not bare.locator(".dw-nothing").is_visible()
     assert bare.locator(".dw").bounding_box()["height"] < 450, "no empty space below a short tab"
     panel.open("gradients")
-    panel.pump(all_drawn(bare, "gradients", {"gradients", "histogram", "update_ratio"}), 120)
+    panel.pump(all_drawn(bare, "gradients", {"gradients", "histogram", "update_ratio"}))
     panel.close()
     classes = make_fake_run(tmp_path / "classes", steps=40, measures=("accuracy", "confusion_matrix"))
     panel = StaticPanel(bare.context.new_page(), classes)
     ready(panel)
     panel.open("samples")
-    panel.pump(all_drawn(panel.page, "samples", {"validation", "confusion"}), 120)
+    panel.pump(all_drawn(panel.page, "samples", {"validation", "confusion"}))
     assert not panel.page.locator(".dw-said").is_visible()
     panel.close()
     panel.page.close()
@@ -138,7 +138,7 @@ def test_a_figure_comes_in_its_place_with_its_first_rows(
     monkeypatch.setattr(throughput, "columns", later)
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
-    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "learning_rate", "grad_norm", *LOGGED], 60)
+    panel.pump(lambda: bare.evaluate(DRAWN, "overview") == ["loss", "learning_rate", "grad_norm", *LOGGED])
     has_rows.set()
     panel.pump(
         lambda: bare.evaluate(DRAWN, "overview") == ["loss", "throughput", "learning_rate", "grad_norm", *LOGGED], 60
@@ -162,7 +162,7 @@ def test_a_brush_in_one_figure_is_the_range_of_all(bare: Any, runs: dict[str, Pa
     bare.mouse.move(box["x"] + box["width"] * 0.6, y, steps=4)
     bare.mouse.up()
     chip = bare.locator(".dw-chip")
-    panel.pump("() => !document.querySelector('.dw-chip').hidden", 120)
+    panel.pump("() => !document.querySelector('.dw-chip').hidden")
     first, last = (float(word) for word in chip.inner_text().replace("steps", "").replace("✕", "").split("to"))
     assert 1 < first < last < 48
     ranges = bare.evaluate(RANGES)
@@ -171,10 +171,10 @@ def test_a_brush_in_one_figure_is_the_range_of_all(bare: Any, runs: dict[str, Pa
     low, high = ranges["utilisation"]
     assert 0 < low < high < 4.5  # the same steps, in seconds
     chip.click()
-    panel.pump(f"() => ({RANGES})().throughput[1] > 45", 120)
+    panel.pump(f"() => ({RANGES})().throughput[1] > 45")
     assert chip.is_hidden()
     panel.open("ranks")
-    panel.pump(f"() => ({RANGES})().utilisation[1] > 4.5", 120)
+    panel.pump(f"() => ({RANGES})().utilisation[1] > 4.5")
     panel.close()
 
 
@@ -183,9 +183,9 @@ def test_tabs_are_reached_by_keyboard(bare: Any, runs: dict[str, Path]) -> None:
     ready(panel)
     bare.get_by_role("tab", name="Overview").focus()
     bare.keyboard.press("ArrowRight")
-    panel.pump("() => document.querySelector('.dw').dataset.tab === 'ranks'", 120)
+    panel.pump("() => document.querySelector('.dw').dataset.tab === 'ranks'")
     assert bare.get_by_role("tab", name="Ranks").get_attribute("aria-selected") == "true"
-    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2", 120)
+    panel.pump("() => document.querySelectorAll('.dw-rank').length === 2")
     listbox = bare.get_by_role("listbox", name="Ranks")
     listbox.focus()
     bare.keyboard.press("ArrowRight")
@@ -196,13 +196,13 @@ def test_tabs_are_reached_by_keyboard(bare: Any, runs: dict[str, Path]) -> None:
 def test_the_straggler_is_marked(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
-    panel.pump("() => document.querySelector('.dw-verdict').innerText.includes('is lost to it')", 120)
+    panel.pump("() => document.querySelector('.dw-verdict').innerText.includes('is lost to it')")
     height, room = bare.evaluate(
         "(({ scrollHeight: a, clientHeight: b }) => [a, b])(document.querySelector('.dw-verdict'))"
     )
     assert height <= room, "the sentence is not cut off"
     panel.open("ranks")
-    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 120)
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')")
     assert bare.locator(".dw-rank[data-slow=true] .dw-rank-name").inner_text() == f"rank {straggler(2)}"
     panel.close()
 
@@ -214,8 +214,8 @@ def test_a_straggler_that_is_paused_says_so(bare: Any, tmp_path: Path) -> None:
     panel = StaticPanel(bare, run)
     ready(panel)
     panel.open("ranks")
-    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')", 120)
-    panel.pump("() => document.querySelector('.dw-rank[data-slow=true] .dw-rank-state').innerText === 'paused'", 120)
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true]')")
+    panel.pump("() => document.querySelector('.dw-rank[data-slow=true] .dw-rank-state').innerText === 'paused'")
     panel.close()
 
 
@@ -229,7 +229,7 @@ def test_events_stand_in_order_of_time_and_intervals_are_one_entry(bare: Any, tm
         log.append(Event(time=time.time() + 60, rank=SESSION_RANK, **death))
     panel = StaticPanel(bare, run)
     ready(panel)
-    panel.pump("() => document.querySelectorAll('.dw-events li').length > 3", 120)
+    panel.pump("() => document.querySelectorAll('.dw-events li').length > 3")
     times = bare.evaluate("[...document.querySelectorAll('.dw-events li')].map((line) => Number(line.dataset.time))")
     assert times == sorted(times, reverse=True)
     lines = bare.locator(".dw-events li").all_inner_texts()
@@ -245,8 +245,8 @@ def test_one_of_many_ranks_is_chosen_by_a_click(bare: Any, runs: dict[str, Path]
     bare.locator(".dw-square").nth(17).click()
     chosen = "() => document.querySelector('.dw-figure[data-figure=utilisation]').dwPlot.document"
     chosen += ".get_model_by_name('rows').data.cpu_chosen.some((value) => value > 0)"
-    panel.pump(chosen, 120)
-    panel.pump("() => document.querySelector('.dw-chosen').innerText.startsWith('rank 17 on cpu')", 120)
+    panel.pump(chosen)
+    panel.pump("() => document.querySelector('.dw-chosen').innerText.startsWith('rank 17 on cpu')")
     panel.close()
 
 
@@ -258,7 +258,7 @@ def test_another_layer_has_another_histogram(bare: Any, runs: dict[str, Path]) -
     layer += ".get_model_by_name('rows').data.layer[0]"
     assert bare.evaluate(layer) == "model.embed_tokens"
     bare.get_by_label("Layer of the histogram").select_option("lm_head")
-    panel.pump(f"() => ({layer})() === 'lm_head'", 120)
+    panel.pump(f"() => ({layer})() === 'lm_head'")
     panel.close()
 
 
@@ -293,7 +293,7 @@ def test_console_folds_filters_and_searches(bare: Any, runs: dict[str, Path]) ->
     panel = StaticPanel(bare, runs["many"])
     ready(panel)
     panel.open("console")
-    panel.pump("() => document.querySelectorAll('.dw-line').length > 3", 120)
+    panel.pump("() => document.querySelectorAll('.dw-line').length > 3")
     first = bare.locator(".dw-line").first
     assert first.inner_text().split("\n")[0] == "0-63"
     visible = "() => [...document.querySelectorAll('.dw-line:not([hidden])')].map((line) => line.innerText)"
@@ -326,9 +326,9 @@ def test_controls_are_sent_checked_and_answered(bare: Any, runs: dict[str, Path]
     bare.get_by_role("textbox", name="Gradient clipping").fill("2")
     bare.get_by_role("button", name="Set clip").click()
     bare.get_by_role("button", name="Evaluate").click()
-    panel.pump(lambda: len(asked) == 4, 120)
+    panel.pump(lambda: len(asked) == 4)
     assert asked == [("pause", None), ("lr", "x0.5"), ("clip", 2), ("evaluate", None)]
-    panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')", 120)
+    panel.pump("() => document.querySelector('.dw').innerText.includes('clip is refused')")
     unnamed = "() => [...document.querySelectorAll('.dw button, .dw input, .dw select')].filter((node) =>"
     unnamed += " node.offsetParent && !(node.getAttribute('aria-label') || node.innerText.trim()"
     unnamed += " || node.labels?.length)).length"
@@ -354,16 +354,16 @@ def test_a_control_is_in_one_place_and_says_when_the_ranks_have_done_it(bare: An
     save = bare.get_by_role("button", name="Write a checkpoint now")
     save.click()
     assert save.inner_text() == "Saving…" and save.is_disabled()
-    panel.pump(lambda: save.inner_text() == "Checkpoint" and save.is_enabled(), 120)
+    panel.pump(lambda: save.inner_text() == "Checkpoint" and save.is_enabled())
     bare.get_by_role("button", name="Evaluate").click()
     answer = bare.locator(".dw-acts .dw-answer")
-    panel.pump(lambda: answer.inner_text().startswith("Evaluate: done after step"), 120)
-    panel.pump(lambda: answer.inner_text() == "", 60)
+    panel.pump(lambda: answer.inner_text().startswith("Evaluate: done after step"))
+    panel.pump(lambda: answer.inner_text() == "")
     bare.get_by_role("button", name="Pause training").click()
-    panel.pump(lambda: bare.get_by_role("button", name="Resume training").is_visible(), 120)
+    panel.pump(lambda: bare.get_by_role("button", name="Resume training").is_visible())
     assert not bare.get_by_role("button", name="Pause training").is_visible()
     run.control("stop")
-    panel.pump("() => document.querySelector('.dw-pill').innerText === 'stopped'", 120)
+    panel.pump("() => document.querySelector('.dw-pill').innerText === 'stopped'")
     assert bare.locator(".dw button:not([role=tab]):visible").all_inner_texts() == []
     assert "The run has ended" in bare.locator(".dw-controls").inner_text()
     panel.close()
@@ -372,11 +372,11 @@ def test_a_control_is_in_one_place_and_says_when_the_ranks_have_done_it(bare: An
 def test_two_runs_side_by_side(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"], runs["failed"])
     ready(panel)
-    panel.pump("() => !document.querySelector(\".dw-tab[id$='-compare']\").hidden", 120)
+    panel.pump("() => !document.querySelector(\".dw-tab[id$='-compare']\").hidden")
     panel.open("compare")
     length = "(run) => document.querySelector('.dw-figure[data-figure=compare_loss]').dwPlot.document"
     length += ".get_model_by_name(run).get_length()"
-    panel.pump(f"() => ({length})('run0') === 48 && ({length})('run1') === 24", 120)
+    panel.pump(f"() => ({length})('run0') === 48 && ({length})('run1') === 24")
     bare.get_by_label("Align runs by").select_option("tokens")
     axis = "() => document.querySelector('.dw-figure[data-figure=compare_loss]').dwPlot.below[0].axis_label"
     assert bare.evaluate(axis) == "tokens (all ranks)"
@@ -385,31 +385,31 @@ def test_two_runs_side_by_side(bare: Any, runs: dict[str, Path]) -> None:
     units = axis.replace("compare_loss", "compare_tps").replace("below", "left")
     assert bare.evaluate(units) == "tokens / s / device"
     bare.get_by_label("Run that is shown").select_option("failed")
-    panel.pump("() => document.querySelector('.dw-name').innerText === 'failed'", 120)
+    panel.pump("() => document.querySelector('.dw-name').innerText === 'failed'")
     panel.open("overview")
-    panel.pump("() => Number(document.querySelector('.dw').dataset.points) === 24", 120)
+    panel.pump("() => Number(document.querySelector('.dw').dataset.points) === 24")
     assert panel.errors == []
     panel.close()
 
 
 def test_after_a_lost_message_everything_comes_anew(bare: Any, tmp_path: Path) -> None:
-    run = LiveFakeRun(tmp_path / "run", steps=400, step_s=0.03)
+    run = LiveFakeRun(tmp_path / "run", steps=100_000, step_s=0.03)
     panel = StaticPanel(bare, run.path)
     ready(panel)
     panel.lose(1)
     steps = "() => document.querySelector('.dw-figure[data-figure=loss]')?.dwPlot?.document"
     steps += "?.get_model_by_name('rows').data.step"
-    panel.pump(lambda: [content["kind"] for content, _ in panel.messages].count("full") == 2, 120)
-    panel.pump(f"() => ({steps})()?.length > 60", 120)
+    panel.pump(lambda: [content["kind"] for content, _ in panel.messages].count("full") == 2)
+    panel.pump(f"() => ({steps})()?.length > 60")
     shown = bare.evaluate(steps)
     assert shown == list(range(1, len(shown) + 1))
     run.stop()
-    run.wait(60)
+    run.wait(300)
     panel.close()
 
 
 def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bare: Any, tmp_path: Path) -> None:
-    run = LiveFakeRun(tmp_path / "run", steps=4000, step_s=0.03)
+    run = LiveFakeRun(tmp_path / "run", steps=100_000, step_s=0.03)
     bare.clock.install()
     panel = StaticPanel(bare, run.path, on_control=lambda name, value: None, status=lambda: run.status)
     ready(panel)
@@ -419,11 +419,11 @@ def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bar
     assert bare.locator(".dw-pill").inner_text() == "no kernel"
     assert "The kernel does not respond" in bare.locator(".dw-notice").inner_text()
     assert [button.is_enabled() for button in buttons.all()] == [False] * 3
-    panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'", 120)
+    panel.pump("() => document.querySelector('.dw-pill').innerText === 'running'")
     assert [button.is_enabled() for button in buttons.all()] == [True] * 3
     assert panel.errors == []
     run.stop()
-    run.wait(60)
+    run.wait(300)
     panel.close()
 
 
@@ -454,8 +454,8 @@ def test_a_figure_that_fails_says_so_in_its_place(
     panel = StaticPanel(bare, runs["two"])
     ready(panel)
     drawn = "() => [...document.querySelectorAll('.dw-figure')].filter((n) => n.dwPlot).map((n) => n.dataset.figure)"
-    panel.pump(lambda: set(bare.evaluate(drawn)) == {"loss", "grad_norm", *LOGGED}, 60)
-    panel.pump("() => document.querySelectorAll('.dw-figure[data-failed=true]').length === 2", 60)
+    panel.pump(lambda: set(bare.evaluate(drawn)) == {"loss", "grad_norm", *LOGGED})
+    panel.pump("() => document.querySelectorAll('.dw-figure[data-failed=true]').length === 2")
     texts = {
         name: bare.locator(f".dw-figure[data-figure={name}]").inner_text() for name in ("throughput", "learning_rate")
     }

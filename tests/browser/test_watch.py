@@ -125,8 +125,7 @@ get_ipython().run_line_magic("load_ext", "workbench")
     panel.locator(TAB.format("compare").removeprefix(".dw ")).click()
     page.page.wait_for_function(
         "() => document.querySelector('.dw-figure[data-figure=compare_loss]')?.dwPlot?.document"
-        ".get_model_by_name('run1').get_length() === 40",
-        timeout=120_000,
+        ".get_model_by_name('run1').get_length() === 40"
     )
     shown = panel.locator(".dw-names select option").all_inner_texts()
     assert shown == ["2026-01-01-120000-one", "2026-01-01-120001-two"]
@@ -144,8 +143,7 @@ def open_in_notebook(page: LabPage, path: Path) -> None:
     page.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.page.locator(".jp-NotebookKernelStatus, .jp-Notebook").first.wait_for()
     page.page.wait_for_function(
-        "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'",
-        timeout=120_000,
+        "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'"
     )
     page.page.locator(".jp-CodeCell .jp-InputArea-prompt").first.click()
     assert json.loads(path.read_text())["nbformat"] == 4
