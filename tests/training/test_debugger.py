@@ -13,6 +13,7 @@ from workbench.cli.main import main
 from workbench.cluster.debugger import dialogue
 from workbench.cluster.debugger.dialogue import in_debugger
 from workbench.cluster.session import Session
+from workbench.diagnosis import view
 from workbench.diagnosis.causes import Cause
 from workbench.events.decode import of_kind
 from workbench.events.words import words
@@ -44,6 +45,7 @@ def test_a_training_stops_in_the_debugger_and_goes_on_to_the_same_losses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(view, "_ANSWER_S", WAIT_S)
     undisturbed = train(shell, FLAGS, CELL.replace("STOP", "pass")).wait(timeout=300)
     run = train(shell, FLAGS, CELL.replace("STOP", "if os.environ['RANK'] == '1': breakpoint()"))
     until(lambda: in_debugger(two_ranks.directory, [0, 1]))
@@ -83,6 +85,7 @@ def test_a_training_stops_in_the_debugger_and_goes_on_to_the_same_losses(
 def test_post_mortem_of_a_training(
     shell: InteractiveShell, two_ranks: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(dialogue, "_ANSWER_S", WAIT_S)
     run = train(shell, FLAGS, CELL.replace("STOP", FAILS))
     until(run.ended)
     assert run.status == "failed"

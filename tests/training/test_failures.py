@@ -56,12 +56,13 @@ FAILS_AND_STAYS_CONNECTED = """import os, torch.distributed as dist
         raise AssertionError("planted")"""
 
 
-FAILS_BESIDE_A_DEAF_RANK = """import os
-    while os.environ["RANK"] == "0":
-        try:
-            time.sleep(600)
-        except KeyboardInterrupt:
-            pass
+FAILS_BESIDE_A_DEAF_RANK = """import os, signal
+    if os.environ["RANK"] == "0":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        open({deaf!r}, "w").close()
+        time.sleep(600)
+    while not os.path.exists({deaf!r}):
+        time.sleep(0.01)
     raise AssertionError("planted")"""
 
 
@@ -79,9 +80,10 @@ def test_a_peer_that_waits_in_a_collective_is_released(
 
 
 def test_a_peer_that_cannot_be_released_is_ended_and_the_way_on_is_said(
-    shell: InteractiveShell, two_ranks: Session, impatient: None, capsys: pytest.CaptureFixture[str]
+    shell: InteractiveShell, two_ranks: Session, impatient: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train(shell, "-n 2 --steps 50 --quiet", SLOW.replace("time.sleep(0.02)", FAILS_BESIDE_A_DEAF_RANK))
+    fails = FAILS_BESIDE_A_DEAF_RANK.format(deaf=str(tmp_path / "deaf"))
+    run = train(shell, "-n 2 --steps 50 --quiet", SLOW.replace("time.sleep(0.02)", fails))
     with pytest.raises(
         RunError, match=r"rank 1: AssertionError: planted; rank 0 waited for it and was ended: run %dist_up"
     ):

@@ -188,8 +188,8 @@ IGNORES = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"
 @pytest.mark.parametrize(
     ("code", "replaced"),
     [
-        (f"if rank == 1:\n    open(flag, 'w').close()\n    {IN_C}", "rank 1 was started anew, without its variables;"),
-        (f"{IGNORES}\nif rank == 1: open(flag, 'w').close()\ntime.sleep(600)", "ranks 0-1 were started anew,"),
+        (f"open(f'{{flag}}-{{rank}}', 'w').close()\nif rank == 1: {IN_C}", "rank 1 was started anew, without its"),
+        (f"{IGNORES}\nopen(f'{{flag}}-{{rank}}', 'w').close()\ntime.sleep(600)", "ranks 0-1 were started anew,"),
     ],
     ids=["one rank", "all ranks"],
 )
@@ -207,7 +207,8 @@ def test_one_ctrl_c_is_enough_where_ranks_do_not_end(
     flag = tmp_path / "reached"
     two_ranks.execute(f"kept, flag = rank + 5, {str(flag)!r}").raise_on_error()
     one = replaced.startswith("rank 1")
-    press_when(lambda: flag.exists() and (not one or two_ranks.status()[0].state == "idle"))
+    reached = [tmp_path / f"reached-{rank}" for rank in (0, 1)]
+    press_when(lambda: all(map(Path.exists, reached)) and (not one or two_ranks.status()[0].state == "idle"))
     result = shell.run_cell(f"%%dist\n{code}")
     assert isinstance(result.error_in_exec, KeyboardInterrupt)
     assert f"interrupt: {replaced}" in capsys.readouterr().err
