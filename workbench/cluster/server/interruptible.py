@@ -62,8 +62,10 @@ class Interruptible:
         self._should_run_async = kernel.shell.should_run_async
         self._run_nodes = kernel.shell.run_ast_nodes
         self._do_apply = kernel.do_apply
+        self._show_traceback = kernel.shell.showtraceback
         kernel.shell.run_ast_nodes = self._nodes
         kernel.do_apply = self._apply
+        kernel.shell.showtraceback = self._traceback
         kernel.shell.should_run_async = self._decide_async
         kernel._cancel_on_sigint = self._awaited
         kernel.pre_handler_hook = self._begin
@@ -147,6 +149,15 @@ class Interruptible:
         finally:
             self._runs = outer
         return ended[0]
+
+    def _traceback(self, *args: Any, **options: Any) -> None:
+        """As ``InteractiveShell.showtraceback``. The user's code has ended: an interrupt would be taken for an error of
+        what makes the traceback."""
+        outer, self._runs = self._runs, False
+        try:
+            self._show_traceback(*args, **options)
+        finally:
+            self._runs = outer
 
     def _apply(self, *args: Any) -> Any:
         """As ``IPythonParallelKernel.do_apply``."""
