@@ -10,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 
+from tests.waiting import WAIT_S
 from workbench.cli.commands import notebooks
 from workbench.run.api import Run
 from workbench.rundir.directory import run_directories
@@ -31,6 +32,8 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             kernel_name="python3",
             cwd=str(tmp_path),
             progress_bar=False,
+            start_timeout=int(WAIT_S),
+            iopub_timeout=int(WAIT_S),
         )
         cells = nbformat.read(executed, 4).cells
         assert not any(o.get("name") == "stderr" for cell in cells for o in cell.get("outputs", []))

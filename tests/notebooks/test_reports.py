@@ -9,6 +9,7 @@ import papermill
 import pytest
 from bs4 import BeautifulSoup
 
+from tests.waiting import WAIT_S
 from workbench.cli.commands import notebooks
 from workbench.run.api import Run
 
@@ -21,7 +22,14 @@ def test_the_course_on_reports_and_its_own_report(tmp_path: Path, monkeypatch: p
     source = notebooks.folder() / "04_reports.ipynb"
     values = {"steps": 8, "high": 1e-2}
     papermill.execute_notebook(
-        str(source), str(executed), values, kernel_name="python3", cwd=str(tmp_path), progress_bar=False
+        str(source),
+        str(executed),
+        values,
+        kernel_name="python3",
+        cwd=str(tmp_path),
+        progress_bar=False,
+        start_timeout=int(WAIT_S),
+        iopub_timeout=int(WAIT_S),
     )
     runs = {run.name: run for run in map(Run, (tmp_path / "runs").iterdir())}
     assert {name: (run.spec.lr, run.spec.steps, run.status) for name, run in runs.items()} == {
