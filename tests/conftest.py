@@ -113,6 +113,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", default=None, metavar="DIR", help="keep the browser tests' screenshots here")
+    parser.addoption(
+        "--as-shipped",
+        action="store_true",
+        help="Ctrl-C ends ranks that do not stop within 3 s, as it does for a person; for an idle machine",
+    )
 
 
 @pytest.fixture

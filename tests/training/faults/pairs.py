@@ -47,8 +47,8 @@ class Pair:
     """A fault, what the ranks do when it comes, and what is promised then.
 
     ``told``: a regular expression of what the prompt comes back with ("": with nothing). ``lost``: the ranks that are
-    started anew; the others keep their variables. ``status``: of the run, where one trains. ``presses``: how often a
-    person presses Ctrl-C until the prompt is back.
+    started anew; the others keep their variables. ``status``: of the run, where one trains. ``presses``: how often
+    Ctrl-C is pressed until the prompt is back, where no rank is ended because it does not stop in time.
     """
 
     fault: Fault
@@ -80,6 +80,11 @@ class Pair:
         )
 
 
+def needed_presses(pair: Pair) -> int:
+    """How often a person presses Ctrl-C until the prompt is back: ranks of a cell that do not stop are ended."""
+    return min(pair.presses, 1) if pair.during in IN_CELLS else pair.presses
+
+
 def _during(fault: Fault, *rows: tuple[During, str, tuple[int, ...], str, int]) -> Iterator[Pair]:
     for during, told, lost, status, presses in rows:
         yield Pair(fault=fault, during=during, told=told, lost=lost, status=status, presses=presses)
@@ -88,7 +93,7 @@ def _during(fault: Fault, *rows: tuple[During, str, tuple[int, ...], str, int]) 
 _D = During
 _BOTH, _ONE = (0, 1), (1,)
 _KILLED = "rank 1.* killed by signal 9"
-_ENDED = "rank 1 waited for it and was ended"
+_ENDED = "rank 1( waited for it and was ended|: ended by an interrupt)"
 
 PAIRS: tuple[Pair, ...] = (
     *_during(
