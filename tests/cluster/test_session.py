@@ -150,6 +150,26 @@ def test_an_interrupt_at_any_moment_loses_no_reply(ranks):
     assert [each.result for each in ranks.execute("'after'").outputs.values()] == ["'after'"] * 2
 
 
+TELLS = """
+import os, signal
+interrupted = []
+class Told(Exception):
+    def __str__(self):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            interrupted.append(None)
+        return "kept"
+raise Told
+"""
+
+
+def test_an_interrupt_while_a_traceback_is_made_breaks_nothing(ranks):
+    outputs = ranks.execute(TELLS)
+    assert {(each.error.ename, each.error.evalue) for each in outputs.outputs.values()} == {("Told", "kept")}
+    assert [each.result for each in ranks.execute("interrupted").outputs.values()] == ["[]"] * 2
+
+
 def hold_the_lock(ranks, folder):
     """For 1.5 s a thread of each rank holds the interpreter's lock, from when the rank has nothing else to do."""
     code = f"""import ctypes, pathlib, threading

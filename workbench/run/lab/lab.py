@@ -69,7 +69,8 @@ def lab(
     wanted = []  # all of them are refused before the first is trained
     for choice, own in choices.items():
         first = resolved(own, config=config, cell=cell)
-        _check(first, compared=FRAMEWORK if frameworks else ALGORITHM)
+        if not frameworks:
+            _check(first)
         for seed in range(first.spec.seed, first.spec.seed + seeds):
             one = {**own, "ranks": first.spec.plan.ranks, "seed": seed}
             request = resolved(one, config=config, cell=cell)
@@ -123,10 +124,8 @@ def _of_frameworks(frameworks: str, algorithms: str, given: Mapping[str, Any]) -
     return found
 
 
-def _check(request: Request, *, compared: str) -> None:
+def _check(request: Request) -> None:
     """Raises ``ConfigError`` for a plan under which algorithms cannot be compared."""
-    if compared == FRAMEWORK:
-        return
     plan = request.spec.plan
     if plan.plugin != _PLUGIN:
         raise ConfigError(
