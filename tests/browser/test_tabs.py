@@ -408,14 +408,28 @@ def test_after_a_lost_message_everything_comes_anew(bare: Any, tmp_path: Path) -
     panel.close()
 
 
+#: ``dwPass(seconds)``: they pass at once, with what is to happen in each. (Playwright has one clock for all pages.)
+PASSING = """
+(() => {
+  const [now, repeat, acts] = [Date.now.bind(Date), globalThis.setInterval.bind(globalThis), []];
+  let ahead = 0;
+  Date.now = () => now() + ahead;
+  globalThis.setInterval = (act, ms) => { acts.push(act); return repeat(act, ms); };
+  globalThis.dwPass = (seconds) => {
+    for (let second = 0; second < seconds; second++) { ahead += 1000; for (const act of acts) act(); }
+  };
+})()
+"""
+
+
 def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bare: Any, tmp_path: Path) -> None:
     run = LiveFakeRun(tmp_path / "run", steps=100_000, step_s=0.03)
-    bare.clock.install()
+    bare.evaluate(PASSING)
     panel = StaticPanel(bare, run.path, on_control=lambda name, value: None, status=lambda: run.status)
     ready(panel)
     buttons = bare.locator(".dw-quick button")
     assert [button.is_enabled() for button in buttons.all()] == [True] * 3
-    bare.clock.run_for(30_000)  # nothing is delivered meanwhile
+    bare.evaluate("dwPass(30)")  # nothing is delivered meanwhile
     assert bare.locator(".dw-pill").inner_text() == "no kernel"
     assert "The kernel does not respond" in bare.locator(".dw-notice").inner_text()
     assert [button.is_enabled() for button in buttons.all()] == [False] * 3

@@ -32,7 +32,7 @@ def test_lr_left_to_the_optimizer_is_not_in_the_file() -> None:
 @pytest.mark.parametrize(
     ("options", "field", "words"),
     [
-        ({"plugin": "zero3"}, "--plugin", "did you mean 'zero"),
+        ({"plugin": "zero4"}, "--plugin", "did you mean 'zero"),
         ({"ranks": 3, "plugin": "hybrid", "tp": 2}, "--tp", "use -n 2"),
         ({"tp": 2, "ranks": 2}, "--tp", "needs --plugin hybrid"),
         ({"ranks": 2, "batch_size": 7}, "--batch-size", "use 8"),

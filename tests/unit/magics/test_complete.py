@@ -53,7 +53,7 @@ def after(runs: Path) -> Iterator[Completes]:
         ("%dist_train --recipe dig", {"digits-vit"}),
         ("%dist_train --recipe=dig", {"digits-vit"}),
         ("run = %dist_train dig", {"digits-vit"}),
-        ("%dist_train --plugin ze", {"zero1", "zero2"}),
+        ("%dist_train --plugin ze", {"zero1", "zero2", "zero3"}),
         ("%dist_train --algorithm p", {"powersgd"}),
         ("%dist_train --framework torch --plugin ", {"ddp"}),
         ("%dist_train --precision ", {"fp32", "bf16", "fp16"}),
@@ -85,7 +85,7 @@ def test_a_flag_is_offered_once(after: Completes) -> None:
     [
         ("workbench tra", {"train"}),
         ("workbench train --recipe dig", {"digits-vit"}),
-        ("workbench train --plugin ze", {"zero1", "zero2"}),
+        ("workbench train --plugin ze", {"zero1", "zero2", "zero3"}),
         ("workbench report se", {"second"}),
         ("workbench runs tag fi", {"first"}),
         ("workbench control first che", {"checkpoint"}),

@@ -131,6 +131,7 @@ class ZeroStrategy(ReplicatedStrategy):
     def step(self) -> bool:
         self._zero.clip_grad = self._clip
         self._engine.step()
+        self._scaler.update()
         self._framework_norm = float(self._zero._global_grad_norm or 0.0)
         overflowed = bool(self._zero.overflow)
         if not overflowed and self._step_hooks:
@@ -228,11 +229,28 @@ class ZeroStrategy(ReplicatedStrategy):
 
 
 class _EngineScaler:
-    """DeepSpeed's loss scale, with what is asked of torch's."""
+    """DeepSpeed's loss scale, with what is asked of torch's.
+
+    DeepSpeed doubles the scale before it divides the gradients of that step by it, so that the step is half as large
+    (docs/upstream.md): here the scale grows in ``update``, after the step.
+    """
 
     def __init__(self, zero: Any, *, enabled: bool) -> None:
         self._zero = zero
         self._enabled = enabled
+        self._is_due = False
+        zero._update_scale = self._lower_at_once
+
+    def _lower_at_once(self, has_overflow: bool = False) -> None:
+        if has_overflow:
+            self._zero.loss_scaler.update_scale(True)
+        self._is_due = not has_overflow
+
+    def update(self) -> None:
+        """The step is over: raise the scale where enough steps had no overflow."""
+        if self._is_due:
+            self._is_due = False
+            self._zero.loss_scaler.update_scale(False)
 
     def is_enabled(self) -> bool:
         """Whether losses are scaled."""
