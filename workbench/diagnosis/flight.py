@@ -46,17 +46,20 @@ _BYTES = {
 
 
 def parse(text: str) -> list[Call]:
-    """Parses the record, in the order of the calls. What cannot be read of it is left out."""
+    """Parses the record, in the order of the calls, without those of groups that have ended. What cannot be read of it
+    is left out."""
     found: list[Call] = []
+    began_ns = 0
     for line in text.splitlines():
         with contextlib.suppress(ValueError):  # of another version of torch, or cut off
             record = json.loads(line)
+            began_ns = record.get("began_ns", began_ns)
             members = {
                 str(name): tuple(int(rank) for rank in re.findall(r"\d+", str(group.get("ranks", ""))))
                 for name, group in record.get("pg_config", {}).items()
             }
-            for entry in record.get("entries", []):
-                found.append(_call(entry, members))
+            entries = [each for each in record.get("entries", []) if each["time_created_ns"] >= began_ns]
+            found += [_call(each, members) for each in entries]
     return found
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import torch.distributed as dist
 
+from workbench.engine.collectives import flight
 from workbench.errors import ClusterError, ConfigError
 
 RENDEZVOUS_FILE = "rendezvous.json"
@@ -58,6 +59,7 @@ def joined(
     try:
         store = _meet(rank, path, addr=master_addr, port=master_port, timeout_s=join_timeout_s)
         _await_peers(store, rank, world_size, timeout_s=join_timeout_s, deadline=deadline)
+        flight.begin()
         dist.init_process_group(
             backend=backend,
             store=dist.PrefixStore("workbench", store),
