@@ -17,6 +17,8 @@ import pytest
 #: folders whose tests share something that is slow to start (JupyterLab and chromium, warm ranks): one process each;
 #: a folder comes before the one that holds it
 TOGETHER = ("browser", "cluster", "engine", "gpu", "training/cells", "training")
+#: a folder that takes one process longer than all others take -> where the files of a second one begin
+HALVES = {"engine": "test_d"}
 FOLDER = Path(__file__).parent
 #: the files right in this folder look at the project's source, which one process then parses once
 SOURCE = "unit"
@@ -77,6 +79,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(FOLDER)
         alone = SOURCE if path.parent == Path(SOURCE) else path.as_posix()
         group = next((folder for folder in TOGETHER if path.is_relative_to(folder)), alone)
+        if path.name >= HALVES.get(group, "~"):
+            group += " 2"
         item.add_marker(pytest.mark.xdist_group(group))
 
 
