@@ -29,6 +29,8 @@ from workbench.engine.faults.nonfinite import NonfiniteGuard
 from workbench.engine.frameworks.colossal.ranks import joined
 from workbench.engine.frameworks.torch_common.exchange import GlooExchange, exchange_of
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.state.background_save import BackgroundSave
+from workbench.engine.state.checkpoint import Checkpoints
 from workbench.engine.state.checkpoint_files import ShardWriter, rank_file
 from workbench.engine.watch.host.sampler import Progress
 from workbench.rundir import checkpoints
@@ -138,6 +140,7 @@ def train(
     collective_timeout_s: float = 60.0,
     full_disk_at: int = 0,
     dies_at_write: int = 0,
+    dies_late: bool = False,
     knobs: dict[str, float] | None = None,
     token: str = "",
     one_host: bool = True,
@@ -187,7 +190,7 @@ def train(
             if full_disk_at:
                 _fill_disk(trainer, full_disk_at)
             if dies_at_write and rank == ranks - 1:
-                _die_at(dies_at_write)
+                _die_at(dies_at_write, late=dies_late)
             outcome = trainer.run()
         finally:
             commands.phase("over")
@@ -248,17 +251,25 @@ def _fill_disk(trainer: Trainer, step: int) -> None:
     saving.begin_save = limited  # type: ignore[method-assign]
 
 
-def _die_at(number: int) -> None:
-    """Killed in the middle of the ``number``-th time that files of a checkpoint are flushed."""
-    sync, calls = checkpoints.sync, []
+def _die_at(number: int, *, late: bool) -> None:
+    """Killed in the middle of the ``number``-th time that files of a checkpoint are flushed. ``late``: when training
+    has gone on until it waits for that checkpoint, so that the others learn of it there."""
+    sync, finish, calls, asked = checkpoints.sync, Checkpoints.finish, [], threading.Event()
 
     def deadly(path: Path) -> None:
         calls.append(path)
         if len(calls) == number:
+            if late:
+                asked.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         sync(path)
 
-    checkpoints.sync = deadly
+    def told(saved: Checkpoints, writing: BackgroundSave) -> bool:
+        if len(calls) == number:
+            asked.set()
+        return finish(saved, writing)
+
+    checkpoints.sync, Checkpoints.finish = deadly, told
 
 
 def frozen(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
@@ -310,9 +321,9 @@ def contents(rank: int, ranks: int, directory: Path, *, model: str, **arguments:
 
 
 def killed_writer(rank: int, ranks: int, directory: Path, **arguments: Any) -> dict[str, Any]:
-    """The last rank is killed while it flushes its tensors for the third time: what the others then find."""
+    """The last rank is killed, as ``arguments`` say: what the others then find."""
     try:
-        train(rank, ranks, directory, dies_at_write=5, **arguments)
+        train(rank, ranks, directory, **arguments)
         failed = False
     except RuntimeError:
         failed = True

@@ -167,9 +167,11 @@ def test_files_are_safetensors_and_json_with_whole_shapes_and_names_of_the_model
     assert found["pickles"] == []
 
 
-def test_a_rank_killed_while_it_writes_leaves_the_previous_one(pool):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_rank_killed_while_it_writes_leaves_the_previous_one(pool, late):
+    """While it flushes its tensors for the third time; ``late``: and the others wait for that."""
     options = DDP | {"save_every": 2}
-    arguments = {"model": "plain", "options": options, "steps": 9}
+    arguments = {"model": "plain", "options": options, "steps": 9, "dies_at_write": 5, "dies_late": late}
     found = pool.run(2, "tests.engine.steered:killed_writer", lost=(1,), **arguments)[0]
     assert found["failed"], "the peer notices"
     assert found["steps"] == [2, 4], "the third was not finished"

@@ -102,15 +102,17 @@ class Saving:
 
     def _finish_newest(self) -> None:
         if self._newest is not None:
-            (step, writing), self._newest = self._newest, None
+            step, writing = self._newest
             if self.checkpoints().finish(writing):
                 self.saved = step
+            self._newest = None  # where a rank died meanwhile, ``close`` ends it
 
     def _finish_best(self) -> None:
         if self._best is not None:
-            (before, writing), self._best = self._best, None
+            before, writing = self._best
             if not self.checkpoints().finish(writing):
                 self._best_value = before
+            self._best = None
 
     def close(self) -> None:
         """End what is being written: it becomes a checkpoint where all ranks finish their part within

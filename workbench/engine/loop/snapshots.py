@@ -62,8 +62,8 @@ class Snapshots:
     def finish(self) -> None:
         """Wait until the newest is whole. Collective."""
         if self._writing is not None:
-            writing, self._writing = self._writing, None
-            self._checkpoints().finish(writing)
+            self._checkpoints().finish(self._writing)
+            self._writing = None  # where a rank died meanwhile, ``close`` ends it
 
     def forget(self) -> None:
         """Remove them, as the training has gone back to before them. Collective."""
