@@ -229,7 +229,8 @@ def _read(path: Path, rank: int) -> dict[str, Any]:
 
 
 def _fill_disk(trainer: Trainer, step: int) -> None:
-    """While the checkpoint of that step is written, no file of this process may grow beyond 2 kB."""
+    """While the checkpoint of that step is written, no file of this process may grow beyond 64 kB: those of its weights
+    do, and those of its log do not, which a thread writes meanwhile."""
     saving = trainer._saving
     begin_save = saving.begin_save
 
@@ -240,8 +241,7 @@ def _fill_disk(trainer: Trainer, step: int) -> None:
         saving.finish()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        trainer.log.flush()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
         try:
             begin_save(at, *arguments, **options)
             saving.finish()

@@ -192,7 +192,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_it_holds_its_own_ste
 
 def test_a_full_disk_is_an_event_and_training_goes_on(run_kept):
     options = DDP | {"save_every": 2, "keep": 1}
-    found = run_kept(2, TRAIN, model="plain", options=options, steps=7, full_disk_at=4)
+    found = run_kept(2, TRAIN, model="gpt2", options=options, steps=7, full_disk_at=4)
     events = done_of_rank(found[0], "checkpoint")
     assert [(step, name) for step, name, _ in events] == [(2, "saved"), (4, "failed"), (6, "saved"), (6, "removed")]
     assert column(found, "step") == [*range(1, 8)] and found[0]["outcome"] == "finished"
