@@ -121,7 +121,14 @@ def test_ranks_that_share_no_file_agree_with_and_without_a_sum_in_each_step(pool
 
 def test_between_hosts_all_ranks_notice_that_one_was_killed(pool) -> None:
     options = {"plugin": "ddp", "save_every": 2, "batch_size": 6}
-    arguments = {"model": "plain", "options": options, "steps": 9, "one_host": False, "guarded": True}
+    arguments = {
+        "model": "plain",
+        "options": options,
+        "steps": 9,
+        "one_host": False,
+        "guarded": True,
+        "dies_at_write": 5,
+    }
     found = pool.run(3, "tests.engine.steered:killed_writer", lost=(2,), **arguments)
     assert found[0]["failed"] and found[1]["failed"]
 
