@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -13,6 +12,7 @@ from workbench.engine.base.names import users_name
 from workbench.engine.base.parts import WeightMatrix
 from workbench.engine.frameworks.deepspeed.sharded import GatheredOnly, ShardedPartitions, ShardedState, gathered
 from workbench.engine.frameworks.deepspeed.strategy import ZeroStrategy
+from workbench.engine.frameworks.torch.gathering import GatheringStrategy
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.state.layout import RankState
 
@@ -20,13 +20,12 @@ from workbench.engine.state.layout import RankState
 _LOOKS = 3
 
 
-class Zero3Strategy(ZeroStrategy):
+class Zero3Strategy(GatheringStrategy, ZeroStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     partitioned = ShardedPartitions
 
     def _distribute(self) -> None:
-        self._is_gathered = False
         #: the parts of weights may have been written since they were gathered
         self._is_stale = False
         self._looks_left = 1 + _LOOKS
@@ -74,36 +73,5 @@ class Zero3Strategy(ZeroStrategy):
         )
         return state.rank_state(self._scaler if self._scaler.is_enabled() else None)
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """As ``Gathering.gathered``."""
-        if self._is_gathered:
-            yield
-            return
-        self._is_gathered = True
-        try:
-            with gathered(self._zero, self._module.parameters()):
-                yield
-        finally:
-            self._is_gathered = False
-
-    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """As ``Replayable.rerun``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered():
-            return super().rerun(pieces, seen)
-
-    def forward(self, batch: Batch) -> Any:
-        """As ``Evaluating.forward``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered():
-            return super().forward(batch)
-
-    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
-        """As ``Validating.evaluated``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered():
-            return super().evaluated(batch, outputs=outputs)
-
-    @contextmanager
-    def evaluation(self) -> Iterator[torch.nn.Module]:
-        """As ``Validating.evaluation``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered(), super().evaluation() as model:
-            yield model
+    def _gather(self) -> AbstractContextManager[None]:
+        return gathered(self._zero, self._module.parameters())

@@ -7,10 +7,9 @@ bf16 or fp16, over fp32 shards, and reduce in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -33,8 +32,8 @@ from workbench.engine.frameworks.torch.fsdp.sharding import (
     sharded_parameters,
 )
 from workbench.engine.frameworks.torch.fsdp.shards import ShardPlaces
+from workbench.engine.frameworks.torch.gathering import GatheringStrategy
 from workbench.engine.frameworks.torch.tensor_parallel.parallelize import Cut, output_sharding, parallelize
-from workbench.engine.frameworks.torch.whole_model import WholeModelStrategy
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.optimizer_state import moments_of
@@ -43,7 +42,7 @@ from workbench.engine.frameworks.torch_common.weight_changes import check_unchan
 from workbench.engine.state.layout import RankState
 
 
-class FsdpStrategy(WholeModelStrategy):
+class FsdpStrategy(GatheringStrategy):
     """Loss, gradients and updates are those of one process with the global batch."""
 
     @classmethod
@@ -53,7 +52,6 @@ class FsdpStrategy(WholeModelStrategy):
 
     def _distribute(self) -> None:
         plan = self.spec.plan
-        self._entered = False
         before = {self.originals.name(name): parameter for name, parameter in self._module.named_parameters()}
         sizes = (plan.replicate, self.mesh.dp // plan.replicate, self.mesh.tp)
         mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=("replicate", "shard", "tp"))
@@ -197,39 +195,8 @@ class FsdpStrategy(WholeModelStrategy):
         scaler = self._scaler if self._scaler.is_enabled() else None
         return self.places.rank_state(self._module, self.originals, self._optimizer, scaler)
 
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """As ``Gathering.gathered``."""
-        if self._entered:
-            yield
-            return
-        self._entered = True
-        try:
-            with gathered(self._module, no_reshard=self.spec.plan.no_reshard):
-                yield
-        finally:
-            self._entered = False
-
-    def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor:
-        """As ``Replayable.rerun``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered():
-            return super().rerun(pieces, seen)
-
-    def forward(self, batch: Batch) -> Any:
-        """As ``Evaluating.forward``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered():
-            return super().forward(batch)
-
-    def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, LossTerm] | None:
-        """As ``Validating.evaluated``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered():
-            return super().evaluated(batch, outputs=outputs)
-
-    @contextmanager
-    def evaluation(self) -> Iterator[torch.nn.Module]:
-        """As ``Validating.evaluation``. Collective over all ranks, unless inside ``gathered``."""
-        with self.gathered(), super().evaluation() as model:
-            yield model
+    def _gather(self) -> AbstractContextManager[None]:
+        return gathered(self._module, no_reshard=self.spec.plan.no_reshard)
 
     def close(self) -> None:
         if hasattr(self, "model"):
