@@ -33,7 +33,8 @@ _START = """async (code) => {
     for (const act of callbacks) act(content, views);
   };
   module.default.initialize({ model });
-  window.takeOutputAway = module.default.render({ model, el: document.getElementById("panel") });
+  window.render = (el) => module.default.render({ model, el });
+  window.takeOutputAway = window.render(document.getElementById("panel"));
 }"""
 
 

@@ -441,6 +441,19 @@ def test_a_kernel_that_says_nothing_any_more_is_noticed_and_so_is_its_return(bar
     panel.close()
 
 
+def test_an_output_that_is_attached_late_is_drawn(bare: Any, runs: dict[str, Path]) -> None:
+    """As after a page was loaded again: the content is there before the front end puts the output into the page."""
+    panel = StaticPanel(bare, runs["two"])
+    ready(panel)
+    bare.evaluate("() => { window.late = document.createElement('div'); window.render(window.late); }")
+    panel.pump("() => late.querySelector('.dw-count').textContent")  # filled in, as far as it can be
+    panel.pump(timeout_s=0.4, fails=False)
+    bare.evaluate("() => document.body.prepend(late)")
+    panel.pump("() => Number(late.querySelector('.dw').dataset.points) > 0")
+    assert not panel.errors
+    panel.close()
+
+
 def test_only_the_tab_that_is_looked_at_is_fed(bare: Any, runs: dict[str, Path]) -> None:
     panel = StaticPanel(bare, runs["two"])
     ready(panel)

@@ -24,12 +24,13 @@ export class Figures {
   }
 
   // Draws the figures that are not drawn yet, in the order given by the kernel. BokehJS draws in the document only: a
-  // view that is outside it, as while its output becomes a picture, is drawn when it is back.
+  // view that is outside it (before its output is attached, or while the output becomes a picture) is drawn when it is
+  // there. Returns false if figures are left for then.
   async draw() {
-    if (!bokehOfPage.api) return;
+    if (!bokehOfPage.api) return true;
     const items = [...this.run().items.values()].filter(({ tab }) => tab === this.tab);
     for (const about of items) {
-      if (!this.node.isConnected) return;
+      if (!this.node.isConnected) return false;
       if (this.boxes.get(about.name)?.about === about) continue;
       this.remove(about.name);
       if (about.missing) continue;
@@ -45,6 +46,7 @@ export class Figures {
     if (items.length) this.waiting.remove();
     this.sayNothing(items);
     this.fillRows();
+    return true;
   }
 
   // A narrow figure that has no other beside it takes the whole row.

@@ -31,6 +31,7 @@ export class View {
     this.number = 0;
     this.tab = "overview";
     this.visible = true;
+    this.undrawn = false; // whether figures of the tab are left to draw until the view is in the document
     this.root = make("section", "dw", null, { "data-lm-suppress-shortcuts": "true", "aria-label": "Training run" });
     this.window = new Window((from) => this.rangeChanged(from));
     this.head();
@@ -39,6 +40,7 @@ export class View {
     this.repaint();
     this.watcher = new IntersectionObserver((entries) => {
       const seen = entries.at(-1).isIntersecting;
+      if (seen && this.undrawn) state.later(() => this.draw());
       if (seen === this.visible) return;
       this.visible = seen;
       state.looked();
@@ -201,7 +203,11 @@ export class View {
   async draw() {
     const { figures } = this.tabs.get(this.tab);
     if (!this.run?.full) return;
-    await figures?.draw();
+    this.undrawn = (await figures?.draw()) === false;
+    if (this.undrawn) {
+      this.watcher.unobserve(this.root);
+      this.watcher.observe(this.root); // tells when it is in the document, also if it is by now
+    }
     figures?.seenAgain();
     this.sayPoints();
     if (this.tab === "compare") this.fillCompare();
