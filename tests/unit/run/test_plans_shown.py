@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,8 @@ def test_replicas_are_drawn_up_to_a_number():
     model = transformer(batch_size=1024)
     few, many = draw_holders(model, job("tp2 pp2", model)), draw_holders(model, job("zero2 dp1024", model))
     assert few.count("rank ") >= 4
+    words = re.sub("<[^>]*>", " ", few)
+    assert " ".join(words.split()).count("each layer cut in 2") == 2, "tensor parallelism, in both stages"
     assert "Not drawn: 1016 more replicas, which hold as much." in many
     assert memory(model, job("zero2 dp1024", model), Coordinates(dp=0, pp=0, tp=0)).parameters > 0
 

@@ -103,6 +103,7 @@ def draw_holders(model: ModelDescription, job: Job) -> str:
     for stage in range(mesh.pp):
         top = 24 + stage * row
         title = _with_parts(job, layers_of(job, stage))
+        title = f"{title}, each layer cut in {mesh.tp}" if mesh.tp > 1 else title
         title = f"stage {stage}: {title}" if mesh.pp > 1 else title
         parts += _wrapped(title, top + 18)
         for replica in range(replicas):
