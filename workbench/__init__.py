@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from workbench.run.planning.plans import plans
     from workbench.run.verify import verify
     from workbench.run.why import why
+    from workbench.tokens.dataset import TokenDataset
+    from workbench.tokens.mixture import TokenMixture
     from workbench.verification.result import Verification
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "ParallelPlan",
     "Run",
     "Session",
+    "TokenDataset",
+    "TokenMixture",
     "TrainSpec",
     "Verification",
     "WorkbenchCallback",
@@ -59,6 +63,8 @@ _HOMES = {
     "ParallelPlan": "workbench.core.config",
     "Run": "workbench.run.api",
     "Session": "workbench.cluster.session",
+    "TokenDataset": "workbench.tokens.dataset",
+    "TokenMixture": "workbench.tokens.mixture",
     "TrainSpec": "workbench.core.config",
     "WorkbenchCallback": "workbench.engine.observed.callback",
     "attach": "workbench.run.api",

@@ -11,7 +11,7 @@ import papermill
 import pytest
 
 from tests.waiting import WAIT_S
-from workbench.cli.commands import notebooks
+from workbench.cli.machine import notebooks
 from workbench.run.api import Run
 from workbench.rundir.directory import run_directories
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from workbench.cli.commands import demo, notebooks
+from workbench.cli.commands import demo
+from workbench.cli.machine import notebooks
 from workbench.run.api import Run
 
 BOOKS = sorted(notebooks.folder().glob("*.ipynb"))

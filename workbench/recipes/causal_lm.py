@@ -15,6 +15,7 @@ from workbench.core.recipe import Recipe
 from workbench.engine.pretrained.directory import TOKENIZER_FILES, architecture_of, read_config, read_directory
 from workbench.errors import ConfigError
 from workbench.recipes import language_data
+from workbench.tokens import texts
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +54,8 @@ def check(spec: TrainSpec) -> None:
             field="--model",
         )
     length_of(spec, config)
-    for file in language_data.find_files(spec.data):
-        if next(language_data.records(file), None) is None:
+    for file in texts.find_files(spec.data):
+        if next(texts.records(file), None) is None:
             raise ConfigError(f"--data {file} contains no text: leave it out", field="--data")
 
 
@@ -103,7 +104,7 @@ def build(spec: TrainSpec) -> Workload:
     tokenizer = _tokenizer(spec)
     model, after_split = _model(spec)
     _check_vocabulary(model, tokenizer, spec)
-    tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
+    tokens = texts.encode(texts.find_files(spec.data), tokenizer)
     windows = language_data.cut_windows(tokens, length, f"--data {spec.data}", "--data")
     train, validation = language_data.split_validation(windows, length)
     kind = "adapters" if spec.lora_rank else "random" if _is_config(spec) else "trained"
@@ -133,7 +134,7 @@ def _tokenizer(spec: TrainSpec) -> Any:
 
     folder = Path(spec.model).parent if _is_config(spec) else Path(spec.model)
     if not _has_tokenizer(folder):
-        return language_data.byte_tokenizer()
+        return texts.byte_tokenizer()
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError) as error:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.fake_run import make_fake_run
 from workbench.cli import main as cli
-from workbench.cli.commands import demo, lab, notebooks
+from workbench.cli.commands import demo, lab
+from workbench.cli.machine import notebooks
 from workbench.run import api
 from workbench.terminal import follow
 

@@ -19,8 +19,9 @@ from tests.training import directories
 from workbench.core.config import TrainSpec
 from workbench.core.recipe import check_plan, recipe
 from workbench.errors import ConfigError
-from workbench.recipes import causal_lm, language_data, stdlib_corpus
+from workbench.recipes import causal_lm, stdlib_corpus
 from workbench.run.resolve import resolve
+from workbench.tokens import texts
 
 TEXT = "The cat sat on the mat. Größe €\n" * 40
 
@@ -28,7 +29,7 @@ TEXT = "The cat sat on the mat. Größe €\n" * 40
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = directories.llama(tmp_path_factory.mktemp("made") / "model", vocab_size=257, max_position_embeddings=128)
-    language_data.byte_tokenizer().save_pretrained(path)
+    texts.byte_tokenizer().save_pretrained(path)
     return path
 
 
@@ -52,7 +53,7 @@ def refusal(spec: TrainSpec) -> str:
 
 
 def test_bytes_come_back_from_their_tokens() -> None:
-    tokenizer = language_data.byte_tokenizer()
+    tokenizer = texts.byte_tokenizer()
     assert len(tokenizer) == 257
     assert tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT
     assert len(tokenizer(TEXT)["input_ids"]) == len(TEXT.encode())
@@ -60,17 +61,17 @@ def test_bytes_come_back_from_their_tokens() -> None:
 
 
 def test_texts_are_packed_with_an_end_after_each(tmp_path: Path) -> None:
-    tokenizer = language_data.byte_tokenizer()
+    tokenizer = texts.byte_tokenizer()
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     (tmp_path / "a.txt").write_text("plain")
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "line"}) + "\n\n" + json.dumps({"messages": chat}) + "\n")
     pq.write_table(pa.table({"id": [1, 2], "text": ["column", "two"]}), tmp_path / "c.parquet")
-    files = language_data.find_files(f"{tmp_path}/a.txt, {tmp_path}/[bc].*")
-    tokens = language_data.encode(files, tokenizer)
+    files = texts.find_files(f"{tmp_path}/a.txt, {tmp_path}/[bc].*")
+    tokens = texts.encode(files, tokenizer)
     expected = ["plain", "line", "user: Hi\nassistant: Ho\n", "column", "two"]
     assert tokenizer.decode(tokens.tolist()) == "".join(f"{each}<|end|>" for each in expected)
     tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-    again = tokenizer.decode(language_data.encode([tmp_path / "b.jsonl"], tokenizer).tolist())
+    again = tokenizer.decode(texts.encode([tmp_path / "b.jsonl"], tokenizer).tolist())
     assert again == "line<|end|>[user]Hi[assistant]Ho<|end|>"
 
 
@@ -82,7 +83,7 @@ def test_sequences_are_of_one_length_and_the_last_ones_validate(model: Path, tex
     held_out = workload.evaluate.windows
     assert workload.data.dataset.shape == (count - count // 20, 32)
     assert held_out.shape == (count // 20, 32)
-    tokens = language_data.encode([text], workload.tokenizer)
+    tokens = texts.encode([text], workload.tokenizer)
     assert torch.cat([workload.data.dataset, held_out]).flatten().tolist() == tokens[: count * 32].tolist()
     trained = {name for name, p in workload.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
@@ -171,7 +172,7 @@ def test_models_and_lengths_that_cannot_be_trained_are_named(model: Path, text: 
     assert "at least 2 tokens" in refusal(spec_of(model, text, seq_len=1))
     bare = directories.llama(tmp_path / "bare")
     assert "has no tokenizer" in refusal(spec_of(bare, text))
-    language_data.byte_tokenizer().save_pretrained(bare)
+    texts.byte_tokenizer().save_pretrained(bare)
     assert "the tokenizer has 257 tokens" in refusal(spec_of(bare, text))
     config = json.loads((bare / "config.json").read_text())
     (bare / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForSequenceClassification"]}))

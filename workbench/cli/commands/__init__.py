@@ -6,6 +6,7 @@ To add one, write its module and name it in ``COMMANDS``. ``run`` returns the ex
 from workbench.cli.commands import (
     attach,
     control,
+    data,
     debug,
     demo,
     doctor,
@@ -40,6 +41,7 @@ COMMANDS = (
     report,
     runs,
     export,
+    data,
     frameworks,
     env,
     doctor,

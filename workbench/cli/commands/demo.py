@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute the notebook and report its run; returns the exit code."""
-    from workbench.cli.commands import notebooks
+    from workbench.cli.machine import notebooks
 
     out = (arguments.out or Path(f"demo-{datetime.datetime.now():%Y-%m-%d-%H%M%S}")).expanduser().resolve()
     source = notebooks.folder() / notebooks.QUICKSTART

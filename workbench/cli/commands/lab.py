@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def place(wanted: Path | None) -> Path:
     """The folder that JupyterLab opens."""
-    from workbench.cli.commands import notebooks
+    from workbench.cli.machine import notebooks
 
     source = notebooks.folder()
     if wanted is None and os.access(source, os.W_OK) and "site-packages" not in source.parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import (
 )
 
 from workbench.core.config import TrainSpec
+from workbench.core.ordered_samples import OrderedSamples
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.batch import Batch, StandIn
 from workbench.engine.base.workload import EPOCH_END, EpochEnd
@@ -32,7 +33,8 @@ class DatasetSource:
     ``dataset`` is map-style (``len`` and ``[index]``) or any iterable of samples. It is read in its own order or, with
     ``shuffle`` (map-style only), in a permutation that depends on ``seed`` and the epoch only. ``collate_fn`` makes a
     batch from a list of samples (default: torch's). What a map-style dataset draws for a sample depends on the seed,
-    the epoch and the sample's position in it only; an iterable is read whole by every rank. Raises ``ConfigError`` for
+    the epoch and the sample's position in it only; an iterable is read whole by every rank. ``OrderedSamples`` have an
+    order of their own, and make whole batches where there is no ``collate_fn``. Raises ``ConfigError`` for
     a dataset that cannot fill one batch.
     """
 
@@ -60,6 +62,7 @@ class DatasetSource:
         self._sharing = DataGenerators(seed, self._own, self._own)
         self._is_first_share = True
         self._draws = False
+        self._reads_batches = collate_fn is None and isinstance(dataset, OrderedSamples)
         self._same = SameData()
         #: a batch's number, its epoch, and samples of the epoch before it: later batches are counted from there
         self._origin = (0, 0, 0)
@@ -136,7 +139,7 @@ class DatasetSource:
         epoch, begin = self._at(number)
         samples = len(self.dataset)
         first, last = share_of(min(self.batch_size, samples - begin), dp, dp_size)
-        return list(self._sample_order(epoch, samples)[begin + first : begin + last])
+        return [int(index) for index in self._sample_order(epoch, samples)[begin + first : begin + last]]
 
     def _read_indexed(self, dp: int, dp_size: int, skip: int) -> Iterator[Batch | EpochEnd]:
         samples = len(self.dataset)
@@ -186,14 +189,19 @@ class DatasetSource:
                 field="--batch-size",
             )
 
-    def _sample_order(self, epoch: int, samples: int) -> Sequence[int]:
+    def _sample_order(self, epoch: int, samples: int) -> Any:
+        """The samples of an epoch in their order; a slice gives their indices."""
+        if isinstance(self.dataset, OrderedSamples):
+            return self.dataset.sample_order(self.seed, epoch, self.shuffle)
         if not self.shuffle:
             return range(samples)
-        return torch.randperm(samples, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+        return torch.randperm(samples, generator=torch.Generator().manual_seed(self.seed + epoch)).numpy()
 
-    def _read_share(self, indices: Sequence[int], epoch: int, position: int) -> Batch:
+    def _read_share(self, indices: Any, epoch: int, position: int) -> Batch:
         """Samples of ``indices``, whose first is at ``position`` of the epoch. Once the dataset was seen to draw random
         numbers, each sample is read with generators seeded for it; until then all of them are read at once."""
+        if self._reads_batches:
+            return self.dataset.read_batch(indices)
         generators = self._sharing
         with generators.in_use(epoch, position):
             if not self._draws:
@@ -223,10 +231,11 @@ class DatasetSource:
             self._sharing = DataGenerators(self.seed, self._own, self._own)
         return bool(late)
 
-    def _fetch(self, indices: Sequence[int]) -> list[Any]:
+    def _fetch(self, indices: Iterable[int]) -> list[Any]:
+        numbers = [int(index) for index in indices]
         if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(list(indices))
-        return [self.dataset[index] for index in indices]
+            return self.dataset.__getitems__(numbers)
+        return [self.dataset[number] for number in numbers]
 
     def _read_iterable(self, dp: int, dp_size: int) -> Iterator[Batch | EpochEnd]:
         self._reading.rewind()

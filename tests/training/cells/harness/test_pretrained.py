@@ -24,6 +24,7 @@ from workbench.run.resolve import resolve
 from workbench.run.run import Run
 from workbench.rundir import checkpoints
 from workbench.rundir import directory as run_directory
+from workbench.tokens import texts
 
 DATA = """
 ids = torch.arange(16 * 8).reshape(16, 8) * 7 % 64
@@ -218,7 +219,7 @@ def plain_recipe(spec: TrainSpec) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(spec.model)
-    tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
+    tokens = texts.encode(texts.find_files(spec.data), tokenizer)
     windows = language_data.cut_windows(tokens, spec.seq_len, "", "")
     train, _ = language_data.split_validation(windows, spec.seq_len)
     with torch.random.fork_rng():
@@ -248,7 +249,7 @@ def test_the_recipe_fine_tunes_as_a_loop_of_transformers(plan: str, rank: int, p
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = directories.llama(tmp_path / "model", vocab_size=258, max_position_embeddings=64)
-    language_data.byte_tokenizer().save_pretrained(path)
+    texts.byte_tokenizer().save_pretrained(path)
     (tmp_path / "some.txt").write_text("the cat sat on the mat. " * 200)
     options = {"recipe": "causal-lm", "model": str(path), "data": str(tmp_path / "some.txt"), "seq_len": 32}
     options |= {"lora_rank": rank, "steps": 4, "lr": 0.01, "shuffle": False, **PLANS[plan]}
@@ -268,7 +269,7 @@ def test_the_recipe_fine_tunes_as_a_loop_of_transformers(plan: str, rank: int, p
 
 
 def _held_out(spec: TrainSpec, tokenizer: Any) -> torch.Tensor:
-    tokens = language_data.encode(language_data.find_files(spec.data), tokenizer)
+    tokens = texts.encode(texts.find_files(spec.data), tokenizer)
     return language_data.split_validation(language_data.cut_windows(tokens, 32, "", ""), 32)[1]
 
 
