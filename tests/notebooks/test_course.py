@@ -140,3 +140,15 @@ def test_algorithms_of_communication_are_compared(execute, few_figures: None) ->
     assert all(name in told("lab-08") for name in ("ddp", "topk:0.01", "topk:0.01+ef"))
     assert "every-2nd+ef sent" in told("lab-11")
     assert "bytes" in told("lab-13")
+
+
+def test_a_run_goes_on_with_the_samples_that_are_left(execute, few_figures: None) -> None:
+    runs, executed = execute("12_a_stream_of_tokens.ipynb", steps=20)
+    assert set(runs) == {"stream", "further"}
+    assert (runs["stream"].status, runs["further"].status) == ("finished", "stopped")
+    losses = [run.metrics().set_index("step")["loss"] for run in runs.values()]
+    assert sorted((loss.index[0], len(loss) >= 20) for loss in losses) == [(1, True), (21, True)]
+    (turned,) = runs["further"].events().query("name == 'mix.words' and rank == 0").to_dict("records")
+    assert (turned["value"], turned["old_value"]) == (3, 1)
+    text = executed.read_text()
+    assert "duplicates left out" in text and "sequences of 64; vocabulary of 257" in text

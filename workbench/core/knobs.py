@@ -103,11 +103,15 @@ class Knobs:
     ) -> Knob:
         """Declare a knob and return it. Called again with the same declaration, it returns the same knob.
 
-        ``low`` and ``high`` bound what ``set name=value`` accepts. ``ConfigError`` for a name that is taken or no
-        identifier, and for a first value out of bounds.
+        ``low`` and ``high`` bound what ``set name=value`` accepts. ``ConfigError`` for a name that is taken or is no
+        identifier (or several with dots between them), and for a first value out of bounds.
         """
-        if not name.isidentifier() or name in {control.name for control in controls.CONTROLS}:
-            raise ConfigError(f"knob {name!r}: use a Python identifier that is not the name of a control", field=name)
+        is_taken = name in {control.name for control in controls.CONTROLS}
+        if is_taken or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(
+                f"knob {name!r}: use a Python identifier (or several with dots between) that is no control's name",
+                field=name,
+            )
         control = Control(
             name=name,
             kind="float",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
@@ -46,3 +46,24 @@ class OrderedSamples(ABC):
     @abstractmethod
     def sample_order(self, seed: int, epoch: int, shuffle: bool) -> SampleOrder:
         """The samples of an epoch in their order, of length ``len(self)``; equal for equal arguments."""
+
+
+class SettableSamples(OrderedSamples):
+    """Ordered samples with settings that can be turned while they are read."""
+
+    @abstractmethod
+    def declare(self, knob: Callable[..., Any]) -> None:
+        """Declare the settings. ``knob``: that of ``Knobs``."""
+
+    @abstractmethod
+    def begin_batch(self, seed: int, epoch: int, place: int) -> None:
+        """Called on every rank before it reads its share of the global batch that begins at this place of an epoch:
+        what settings change holds from here."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the data beside its position, as JSON types."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Undo ``state``."""

@@ -112,11 +112,6 @@ def write_whole(path: Path, data: bytes) -> None:
     beside.replace(path)
 
 
-def stored_bytes(index: Index) -> int:
-    """Bytes of all files of the shards."""
-    return index.tokens * _DTYPES[index.dtype] + index.texts * _END_BYTES
-
-
 def check_sizes(directory: Path, index: Index) -> dict[str, str]:
     """What is wrong with each shard whose files are missing or have another size; nothing is read."""
     wrong: dict[str, str] = {}
@@ -131,27 +126,29 @@ def check_sizes(directory: Path, index: Index) -> dict[str, str]:
     return wrong
 
 
-def check_sums(directory: Path, index: Index, done: Callable[[int], None] = lambda _: None) -> dict[str, str]:
-    """As ``check_sizes``, and the checksums: all files are read. ``done``: called with bytes that were read."""
+def check_sums(directory: Path, index: Index, told: Callable[[int], None] = lambda _: None) -> dict[str, str]:
+    """As ``check_sizes``, and the checksums: all files are read. ``told``: called with the number of shards that were
+    checked."""
     wrong = check_sizes(directory, index)
-    for shard in index.shards:
+    for number, shard in enumerate(index.shards):
+        told(number)
         for ending, expected in (("tokens", shard.tokens_sha256), ("ends", shard.ends_sha256)):
             if shard.name in wrong:
                 break
             path = directory / f"{shard.name}.{ending}"
-            if sha256(path, done) != expected:
+            if sha256(path) != expected:
                 wrong[shard.name] = f"{path.name} is damaged: its checksum is another than when it was written"
+    told(len(index.shards))
     return wrong
 
 
-def sha256(path: Path, done: Callable[[int], None] = lambda _: None) -> str:
+def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     found = hashlib.sha256()
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 found.update(chunk)
-                done(len(chunk))
     except OSError as error:
         raise RunDirectoryError(f"{path} cannot be read: {error}") from error
     return found.hexdigest()

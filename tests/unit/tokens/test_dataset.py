@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unit.tokens.packed import packed
+from workbench.core.knobs import Knobs
 from workbench.engine.data.dataset_source import DatasetSource
 from workbench.errors import ConfigError
 from workbench.tokens import packing
@@ -128,8 +131,6 @@ def test_batches_are_read_at_once_and_equal_those_of_single_samples(directory: P
 
 
 def _stacked(samples: list[Any]) -> Any:
-    import torch
-
     return {"input_ids": torch.stack([sample["input_ids"] for sample in samples])}
 
 
@@ -166,6 +167,59 @@ def test_a_source_is_read_once_before_it_is_read_again(directory: Path) -> None:
     assert own == sorted(own)
 
 
+def test_weights_are_turned_and_a_resume_knows_what_was_read(directory: Path) -> None:
+    """Shares hold from the batch on that is read next; a checkpoint in between goes on with the same samples."""
+
+    def mixture() -> tuple[TokenMixture, Knobs]:
+        sources = {"big": TokenDataset(directory, 24), "small": TokenDataset(directory, 24, crossing=False)}
+        mixed, knobs = TokenMixture(sources, {"big": 3, "small": 1}), Knobs()
+        mixed.declare(knobs.knob)
+        return mixed, knobs
+
+    def read(mixed: TokenMixture, knobs: Knobs, begin: int, end: int, start: dict[str, Any] | None = None) -> Any:
+        source = DatasetSource(mixed, 64, seed=2, shuffle=True)
+        if start is not None:
+            source.begin_at(start, begin)
+        streams = [source.batches(rank, 2, begin) for rank in range(2)]
+        found = []
+        for number in range(begin, end):
+            if number in turned:
+                knobs.restore({**knobs.values(), **turned[number]})
+            found += [next(stream)["input_ids"] for stream in streams]
+        return torch.cat(found), source.position(end)
+
+    turned = {9: {"mix.small": 6.0}, 21: {"mix.big": 0.0}, 22: {"mix.small": 0.0}, 30: {"mix.big": 1.0}}
+    mixed, knobs = mixture()
+    assert list(knobs.values()) == ["mix.big", "mix.small"]
+    whole, _ = read(mixed, knobs, 0, 60)
+    assert [round(each.numbers[1] / BLOCK, 3) for each in mixed.segments] == [0.25, 0.667, 1.0, 0.0]
+    assert [each.start for each in mixed.segments] == [0, 9 * 64, 21 * 64, 30 * 64], "nothing changed while all are 0"
+    order = np.concatenate([mixed.sample_order(2, epoch, True)[:] for epoch in range(3)])[: 60 * 64]
+    is_small = order >= len(mixed.sources["big"])
+    assert is_small[21 * 64 : 30 * 64].all() and not is_small[30 * 64 :].any()
+    given = [int((~is_small[: 30 * 64]).sum()), int(is_small[: 30 * 64].sum())]
+    assert mixed.segments[-1].given == given
+    for name, own in (("small", order[is_small]), ("big", order[~is_small])):
+        size = len(mixed.sources[name])
+        assert len(set(own[:size].tolist())) == min(size, len(own)), "each once before one comes again"
+    found: list[torch.Tensor] = []
+    start, kept = None, {}
+    for begin, end in ((0, 5), (5, 15), (15, 25), (25, 31), (31, 60)):
+        again, own = mixture()
+        own.restore({**own.values(), **kept})
+        part, start = read(again, own, begin, end, None if start is None else json.loads(json.dumps(start)))
+        kept = own.values()
+        found.append(part)
+    assert (torch.cat(found) == whole).all()
+
+
+def test_a_checkpoint_of_other_sources_is_refused(directory: Path) -> None:
+    dataset = TokenDataset(directory, 24)
+    state = TokenMixture({"a": dataset, "b": dataset}, {"a": 1, "b": 1}).state()
+    with pytest.raises(ConfigError, match="a mixture of 2 sources, and the cell one of 1"):
+        TokenMixture({"a": dataset}, {"a": 1}).restore(state)
+
+
 def test_bad_mixtures(directory: Path) -> None:
     dataset = TokenDataset(directory, 24)
     with pytest.raises(ConfigError, match="weights name 'cod', which is no source: did you mean 'code'"):
@@ -179,5 +233,7 @@ def test_bad_mixtures(directory: Path) -> None:
             TokenMixture({"a": dataset}, {"a": weight})
     with pytest.raises(ConfigError, match="all weights are 0"):
         TokenMixture({"a": dataset}, {"a": 0})
+    with pytest.raises(ConfigError, match="name it by letters"):
+        TokenMixture({"my web": dataset}, {"my web": 1})
     with pytest.raises(ConfigError, match="at least one source"):
         TokenMixture({}, {})

@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from workbench.cli.machine.progress import shown_progress
     from workbench.tokens import packing
 
     options = packing.Options(
@@ -67,13 +66,8 @@ def _pack(arguments: argparse.Namespace) -> int:
         shard_mb=arguments.shard_mb,
         drop_duplicates=arguments.drop_duplicates,
     )
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
-        task = bar.add_task("reading the tokenizer", total=None)
-
-        def told(progress: packing.Progress) -> None:
-            bar.update(task, description=_words(progress), completed=progress.done, total=progress.units)
-
-        index = packing.pack(options, told)
+    with shown_progress("reading the tokenizer") as tell:
+        index = packing.pack(options, lambda now: tell(_words(now), now.done, now.units))
     duplicates = f", {index.duplicates:,} duplicates left out" if arguments.drop_duplicates else ""
     print(
         f"{arguments.out}: {index.tokens:,} tokens of {index.texts:,} texts in {len(index.shards)} "
@@ -88,14 +82,12 @@ def _words(progress: packing.Progress) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    from workbench.tokens.shards import check_sums, read_index, stored_bytes
+    from workbench.cli.machine.progress import shown_progress
+    from workbench.tokens.shards import check_sums, read_index
 
     index = read_index(arguments.directory)
-    with Progress("checking", BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
-        task = bar.add_task("checking", total=stored_bytes(index))
-        wrong = check_sums(arguments.directory, index, lambda count: bar.advance(task, count))
+    with shown_progress("checking") as tell:
+        wrong = check_sums(arguments.directory, index, lambda done: tell("checking shards", done, len(index.shards)))
     for why in wrong.values():
         print(why)
     sound = len(index.shards) - len(wrong)

@@ -12,7 +12,7 @@ from torch.utils.data import (
 )
 
 from workbench.core.config import TrainSpec
-from workbench.core.ordered_samples import OrderedSamples
+from workbench.core.ordered_samples import OrderedSamples, SettableSamples
 from workbench.engine.agree.exchange import Exchange
 from workbench.engine.base.batch import Batch, StandIn
 from workbench.engine.base.workload import EPOCH_END, EpochEnd
@@ -147,6 +147,8 @@ class DatasetSource:
         for epoch in count(first_epoch):
             order = self._sample_order(epoch, samples)
             for start in range(done, samples if self.keep_last else samples - self.batch_size + 1, self.batch_size):
+                if isinstance(self.dataset, SettableSamples):
+                    self.dataset.begin_batch(self.seed, epoch, start)
                 first, last = share_of(min(self.batch_size, samples - start), dp, dp_size)
                 begin, end = start + first, start + last
                 if end > begin:
@@ -167,17 +169,21 @@ class DatasetSource:
         return epoch + 1 + epochs, batches * self.batch_size
 
     def position(self, number: int) -> dict[str, Any]:
-        """Where batch ``number`` begins: ``epoch``, and ``samples`` of it before the batch; and the batch size."""
+        """Where batch ``number`` begins: ``epoch``, and ``samples`` of it before the batch; the batch size; and the
+        state of data that have one."""
         if not self._is_indexed:
             return {"batch_size": self.batch_size}
         epoch, samples = self._at(number)
-        return {"epoch": epoch, "samples": samples, "batch_size": self.batch_size}
+        found = {"epoch": epoch, "samples": samples, "batch_size": self.batch_size}
+        return {**found, "data": self.dataset.state()} if isinstance(self.dataset, SettableSamples) else found
 
     def begin_at(self, position: dict[str, Any], number: int) -> None:
         """Let batch ``number`` begin at ``position``, and count later ones from there. Raises ``ConfigError``
         for an iterable and another batch size: its batches are counted from its beginning."""
         if self._is_indexed and "epoch" in position:
             self._origin = (number, position["epoch"], position["samples"])
+            if isinstance(self.dataset, SettableSamples) and "data" in position:
+                self.dataset.restore(position["data"])
         elif position["batch_size"] is None:
             return  # of a dataloader whose batches have no known size
         elif position["batch_size"] != self.batch_size:

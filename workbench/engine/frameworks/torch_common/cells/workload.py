@@ -14,6 +14,7 @@ import torch
 from workbench.core.cell_source import OWN_STEP, logged_names
 from workbench.core.config import TrainSpec
 from workbench.core.knobs import Knobs
+from workbench.core.ordered_samples import SettableSamples
 from workbench.core.rules.own_alerts import OwnAlerts
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.user_log import UserLog
@@ -113,6 +114,8 @@ def _workload(names: dict[str, Any], spec: TrainSpec, knobs: Knobs) -> Workload:
         )
     else:
         data = dataset_source(names["dataset"], spec)
+        if isinstance(data.dataset, SettableSamples):
+            data.dataset.declare(knobs.knob)
     loss_fn = names.get("loss_fn")
     criterion = names.get("criterion") if loss_fn is None else None
     _check_loss("loss_fn(model, batch)", loss_fn)
