@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.core import algorithms
 from workbench.core.config import TrainSpec
 from workbench.engine.communication.exchange import GradientExchange
+from workbench.engine.communication.weight_exchange import WeightExchange
 from workbench.engine.entry import joined_of
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
 
@@ -77,6 +78,49 @@ def train(
     spec = TrainSpec.from_options({"ranks": ranks, "framework": "torch", "plugin": "ddp"})
     with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=token):
         return {text: _trained(rank, text, poison) for text in texts}
+
+
+def train_locally(
+    rank: int, ranks: int, directory: Path, *, texts: list[str], token: str = "", frozen: str = ""
+) -> dict[str, Any]:
+    """As ``train``, for algorithms under which ranks step by themselves. ``frozen``: a parameter that nothing changes
+    from step 6 to step 14."""
+    spec = TrainSpec.from_options({"ranks": ranks, "framework": "torch", "plugin": "ddp"})
+    with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=token):
+        return {text: _stepped(rank, text, frozen) for text in texts}
+
+
+def _stepped(rank: int, text: str, frozen: str) -> dict[str, Any]:
+    model = Model()
+    ddp = DistributedDataParallel(model, find_unused_parameters=True)
+    named = dict(model.named_parameters())
+    exchange = WeightExchange(algorithms.chosen(text), model, named, group=ddp.process_group, seed=7)
+    reduction = DdpReduction(ddp, afterwards=False, weights=exchange)
+    weights, means, sent = [], [], []
+    for step in range(STEPS):
+        inputs, targets = batch(step, rank)
+        exchange.begin_step()
+        sent.append([])
+        kept = [named[frozen]] if frozen and step in range(5, 14) else []
+        with counted(sent[-1]):
+            with reduction.around(is_last=True):
+                loss = (ddp(inputs.float()) - targets.float()).square().sum() / SAMPLES
+            reduction.looks_at(loss)
+            loss.backward()
+            reduction.finish()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter not in set(kept):
+                        parameter.sub_(RATE * parameter.grad)
+                    parameter.grad = None
+            exchange.end_step({id(parameter) for parameter in kept})
+        weights.append({name: parameter.tolist() for name, parameter in named.items()})
+        with exchange.averaged(), exchange.averaged():
+            means.append({name: parameter.tolist() for name, parameter in named.items()})
+            assert {name: exchange.own(parameter).tolist() for name, parameter in named.items()} == weights[-1]
+        assert {name: parameter.tolist() for name, parameter in named.items()} == weights[-1]
+    kept_tensors = {name: tensor.tolist() for name, tensor in exchange.kept.items()}
+    return {"weights": weights, "means": means, "sent": sent, "kept": kept_tensors}
 
 
 def _trained(rank: int, text: str, poison: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The algorithms again, in NumPy and float64, for all ranks at once: what those of the product are compared with."""
+"""The compressors again, in NumPy and float64, for all ranks at once: what those of the product are compared with."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _gradients(weights: dict[str, np.ndarray], step: int, rank: int) -> dict[str, np.ndarray]:
+def gradients_of(weights: dict[str, np.ndarray], step: int, rank: int) -> dict[str, np.ndarray]:
     """By hand: of the loss of ``communicated.train``."""
     inputs, targets = (tensor.numpy() for tensor in batch(step, rank))
     hidden = np.tanh(inputs @ weights["weight"].T + weights["bias"])
@@ -112,19 +112,24 @@ def _gradients(weights: dict[str, np.ndarray], step: int, rank: int) -> dict[str
     }
 
 
-def train(name: str, number: float, *, feedback: bool, ranks: int, seed: int = 7) -> list[dict[str, np.ndarray]]:
-    """The weights after each step."""
-    weights = {
+def first_weights() -> dict[str, np.ndarray]:
+    """Those of ``communicated.Model``."""
+    return {
         "weight": numbers("weight", SHAPES["weight"]).float().double().numpy() * np.float32(0.3),
         "bias": np.zeros(SHAPES["bias"]),
         "head.weight": numbers("head", SHAPES["head.weight"]).numpy() * 0.3,
         "head.bias": np.zeros(SHAPES["head.bias"]),
     }
+
+
+def train(name: str, number: float, *, feedback: bool, ranks: int, seed: int = 7) -> list[dict[str, np.ndarray]]:
+    """The weights after each step."""
+    weights = first_weights()
     left_over = {key: [np.zeros(shape) for _ in range(ranks)] for key, shape in SHAPES.items()}
     memory: dict[str, dict[str, Any]] = {key: {} for key in SHAPES}
     found = []
     for step in range(STEPS):
-        each = [_gradients(weights, step, rank) for rank in range(ranks)]
+        each = [gradients_of(weights, step, rank) for rank in range(ranks)]
         for place, key in enumerate(SHAPES):
             # right factors are drawn before the first step, as step 0
             draws = [Draws(seed, rank, step, place, torch.device("cpu")) for rank in range(ranks)]

@@ -25,6 +25,9 @@ PLANS = {
     "torch-noisy": ("noise", TORCH),
     "torch-fp16": ("plain", TORCH | {"precision": "fp16"}),
     "torch-topk": ("gpt2-drop", TORCH | {"algorithm": "topk:0.05+ef"}),
+    "torch-diloco": ("gpt2-drop", TORCH | {"algorithm": "diloco:4", "clip": 0.5}),
+    "torch-post-local": ("noisy", TORCH | {"algorithm": "post-local-sgd:3:after=4"}),
+    "ddp-streaming": ("plain", DDP | {"algorithm": "streaming-diloco:5:fragments=2", "accumulate": 2}),
     "ddp-powersgd": ("plain", DDP | {"algorithm": "powersgd:1", "precision": "fp16"}),
     "fsdp": ("gpt2-drop", FSDP | {"clip": 0.5}),
     "fsdp-fp16": ("plain", FSDP | {"precision": "fp16"}),
@@ -62,7 +65,18 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
         assert rank[2:22] == rank[22:42], "the 20 steps after the checkpoint, twice"
     assert done_of_rank(found[0], "checkpoint")[-1][:2] == (2, "restored")
     assert done(found)[-1] == (2, "rollback", 2, 22)
-    if plan not in ("torch", "fsdp", "deepspeed", "deepspeed3", "zero1", "gemini", "tp2", "pp2", "stages2"):
+    if plan not in (
+        "torch",
+        "torch-diloco",
+        "fsdp",
+        "deepspeed",
+        "deepspeed3",
+        "zero1",
+        "gemini",
+        "tp2",
+        "pp2",
+        "stages2",
+    ):
         return
     turned = run_kept(2, TRAIN, model=model, options=options, steps=23, script=script)
     assert [rank[2:22] for rank in losses(found)] == [rank[23:43] for rank in losses(turned)], "settings go back too"
@@ -71,7 +85,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
 @pytest.mark.parametrize(
     "plan",
     [
-        *("ddp-noisy", "torch-noisy", "torch-topk", "zero1"),
+        *("ddp-noisy", "torch-noisy", "torch-topk", "torch-diloco", "ddp-streaming", "zero1"),
         *("deepspeed", "deepspeed3", "mpi-fp16", "tp2", "pp2", "stages2"),
     ],
 )

@@ -221,16 +221,20 @@ def communication() -> Iterator[str]:
     yield (
         "## Communication algorithms\n\nValues of `--algorithm` (see "
         f"[communication](communication.md)). Bytes are what a rank sends in a step of a weight of {_SHAPE[0]:,} x "
-        f"{_SHAPE[1]:,}, with the number that is shown, against {whole:,} of an all-reduce in fp32. Error feedback "
-        "keeps 4 bytes of memory for each element."
+        f"{_SHAPE[1]:,}, with the number that is shown, against {whole:,} of an all-reduce in fp32; where ranks step "
+        "by themselves, on average. Error feedback keeps 4 bytes of memory for each element. Settings stand behind the "
+        "number, as in `diloco:50:lr=1`."
     )
     rows = []
     for name in algorithms.names():
         chosen = algorithms.chosen(name)
         found = chosen.algorithm
-        sent = f"{chosen.message_bytes([_SHAPE]):,}"
-        rows.append((f"`{chosen.text}`", found.summary, sent, found.collective, found.feedback.value, found.paper))
-    yield table(("algorithm", "what is sent", "bytes", "collective", "error feedback", "source, and its claim"), rows)
+        sent = f"{chosen.message_bytes([_SHAPE]):,.0f}"
+        settings = ", ".join(f"`{key}={value:g}`" for key, value in chosen.settings.items())
+        how = (sent, found.collective, settings, found.feedback.value)
+        rows.append((f"`{chosen.text}`", found.summary, *how, found.paper))
+    heads = ("algorithm", "what is sent", "bytes", "collective", "settings", "error feedback", "source, and its claim")
+    yield table(heads, rows)
 
 
 def toml_value(value: Any) -> str:

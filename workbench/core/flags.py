@@ -142,7 +142,7 @@ FLAGS = (
     Flag(names=("--compile",), option="compile", kind=None, group=SPREAD,
          help="compile the model with torch.compile (all plugins but gemini); the first step waits for the compiler"),
     Flag(names=("--algorithm",), option="algorithm", kind=str, group=SPREAD, metavar="NAME[:NUMBER][+ef]",
-         help=f"gradient compression (ddp): {', '.join(algorithms.names())}; +ef: with error feedback",
+         help=f"what ddp ranks send: {', '.join(algorithms.names())}; +ef: with error feedback",
          default="none"),
     Flag(names=("--ds-config",), option="ds_config", kind=str, group=SPREAD, metavar="FILE",
          help="DeepSpeed's JSON configuration: it may state what flags state, and what the engine is given besides",

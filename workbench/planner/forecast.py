@@ -127,7 +127,7 @@ def _pass_s(model: ModelDescription, job: Job, machine: Machine, pp: int) -> flo
 
 
 def _message_s(item: Traffic, machine: Machine) -> float:
-    return item.calls * machine.message_s(item.kind, item.ranks, item.bytes / max(1, item.calls)) if item.calls else 0.0
+    return item.calls * machine.message_s(item.kind, item.ranks, item.bytes / item.calls) if item.calls else 0.0
 
 
 def _update_s(model: ModelDescription, job: Job, machine: Machine, pp: int) -> float:

@@ -19,14 +19,14 @@ _BUCKET_BYTES = 25 * 2**20
 class Traffic:
     """Collectives of one kind over one axis of the mesh ("dp", "tp", "pp") in one step of one rank.
 
-    ``calls``: how many; ``bytes``: of all of them, counted as ``CollectiveRecord.bytes``. ``beside_backward``: they can
-    run while the backward pass goes on.
+    ``calls``: how many, on average; ``bytes``: of all of them, counted as ``CollectiveRecord.bytes``.
+    ``beside_backward``: they can run while the backward pass goes on.
     """
 
     kind: str
     axis: str
     ranks: int
-    calls: int
+    calls: float
     bytes: float
     beside_backward: bool = False
 
@@ -79,9 +79,9 @@ def _of_algorithm(chosen: ChosenAlgorithm, shapes: list[tuple[int, ...]], dp: in
         kind=kind,
         axis="dp",
         ranks=dp,
-        calls=buckets * chosen.algorithm.rounds,
+        calls=chosen.calls(buckets),
         bytes=chosen.message_bytes(shapes) * (dp if kind == "all_gather" else 1),
-        beside_backward=chosen.algorithm.rounds == 1,
+        beside_backward=not chosen.is_local and chosen.algorithm.rounds == 1,
     )
 
 

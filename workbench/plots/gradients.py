@@ -22,7 +22,9 @@ NAME = "gradients"
 TITLE = "Gradient norm per layer (L2, reduced, log scale)"
 TAB = "gradients"
 AXIS = "step"
-EMPTY = "No gradient statistics yet: --grad-every N takes them every N steps."
+EMPTY = (
+    "No reduced gradients yet: --grad-every N takes statistics every N steps. Ranks that step by themselves have none."
+)
 WIDE = True
 HEIGHT = 380
 

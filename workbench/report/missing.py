@@ -3,6 +3,7 @@ such as the accuracy of a language model, nothing is said."""
 
 from __future__ import annotations
 
+from workbench.core import algorithms
 from workbench.core.config import TrainSpec
 from workbench.report.figures import ReportFigure
 from workbench.report.run_data import RunData
@@ -12,6 +13,7 @@ _BETWEEN_RANKS = frozenset({"traffic", "bandwidth", "exposed", "lag"})
 _BETWEEN_REPLICAS = frozenset({"cosine", "noise"})
 _OF_EVALUATIONS = frozenset({"validation", "metrics", "confusion"})
 _OF_FULL_STATISTICS = frozenset({"histogram", "update_ratio", *_BETWEEN_REPLICAS})
+_OF_REDUCED_GRADIENTS = frozenset({"gradients", *_BETWEEN_REPLICAS})
 _OF_THE_MONITOR = ("ranks", "gradients", "communication", "timeline")
 
 
@@ -22,7 +24,7 @@ def why_missing(run: RunData, figure: ReportFigure) -> str:
     """
     if not run.store.table("steps")["step"].size or not _can_have(run, figure.name):
         return ""
-    by_option = _switched_off(run.spec, figure) if run.spec else ""
+    by_option = _of_algorithm(run.spec, figure) or _switched_off(run.spec, figure) if run.spec else ""
     of_its_own = "" if figure.tab in _OF_THE_MONITOR else figure.empty_text
     return by_option or of_its_own or "The run logged no data."
 
@@ -37,6 +39,13 @@ def _can_have(run: RunData, name: str) -> bool:
     if name in _OF_EVALUATIONS:  # of a classifier; a recipe that was never evaluated may be one
         return bool(run.spec and run.spec.recipe and not run.spec.eval_every)
     return True
+
+
+def _of_algorithm(spec: TrainSpec, figure: ReportFigure) -> str:
+    """What there is not under the communication algorithm; "" if it is not that."""
+    if figure.name not in _OF_REDUCED_GRADIENTS or not algorithms.is_local(spec.plan.algorithm):
+        return ""
+    return f"Ranks stepped by themselves ({spec.plan.algorithm}): no gradient was averaged over them."
 
 
 def _switched_off(spec: TrainSpec, figure: ReportFigure) -> str:

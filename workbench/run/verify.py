@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cluster.session import Session
+from workbench.core import algorithms
 from workbench.core.cell_source import names_of
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.frameworks import Capability
@@ -106,9 +107,10 @@ def _short(spec: TrainSpec, steps: int, cell: str | None) -> TrainSpec:
     """``spec`` for ``steps`` steps, without validation unless the learning rate of the ``cell`` follows it."""
     plan = spec.plan
     if plan.algorithm:
+        what = "lets ranks step by themselves" if algorithms.is_local(plan.algorithm) else "compresses gradients"
         raise ConfigError(
-            f"--algorithm {plan.algorithm} compresses gradients, so losses differ from those of one process by "
-            "intention: verify the plan without it",
+            f"--algorithm {plan.algorithm} {what}, so losses differ from those of one process by intention: verify the "
+            "plan without it",
             field="--algorithm",
         )
     for capability in (Capability.CHECKPOINTABLE, Capability.WATCHABLE):

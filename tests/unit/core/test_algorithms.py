@@ -94,3 +94,51 @@ def test_bytes_are_those_of_the_closed_forms():
     assert sent("powersgd:2") == 4 * (1 + 5 + 2 * (30 + 20) + 2 * (3 + 20))
     assert sent("powersgd:3") == 4 * (1 + 5 + 3 * (30 + 20) + 60)
     assert algorithms.chosen("powersgd:2").kept_bytes(SHAPES) == 4 * (ELEMENTS + 2 * 20 + 2 * 20)
+
+
+def test_settings_stand_behind_the_number():
+    chosen = algorithms.chosen("diloco:20:momentum=0.5")
+    assert chosen.is_local and chosen.number == 20 and dict(chosen.settings) == {"lr": 0.7, "momentum": 0.5}
+    assert chosen.text == "diloco:20:momentum=0.5"
+    assert algorithms.normal("diloco:lr=0.70") == "diloco:50", "defaults are not named"
+    assert ParallelPlan.parse("torch ddp4:diloco:20:lr=1").describe() == "torch ddp4:diloco:20:lr=1"
+    assert not algorithms.is_local("bf16") and not algorithms.is_local("") and not algorithms.is_local("theirs:3")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("diloco:0", "the number of steps between synchronisations must be a whole number at least 1"),
+        ("diloco:50:momentum=2", "--algorithm diloco:momentum=2: the outer momentum must be a number from 0 to 1"),
+        ("diloco:50:rate=1", "diloco has no setting 'rate': its settings are lr, momentum"),
+        ("bf16:lr=1", "bf16 has no setting 'lr': it has none"),
+        ("diloco:50:0.7", "behind the number stand settings, each once, such as diloco:50:lr=0.7, not '0.7'"),
+        ("diloco:50:lr=1:lr=2", "each once"),
+        ("local-sgd:8+ef", "local-sgd has no error feedback"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        algorithms.chosen(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp16"}, "each would skip other steps as its own gradients overflow"),
+        ({"sync_batchnorm": True}, "would wait for all ranks in every step"),
+    ],
+)
+def test_what_parts_ranks_for_good_is_refused_with_local_steps(options, words):
+    spec = TrainSpec.from_options({"ranks": 2, "plugin": "ddp", "algorithm": "diloco:50", **options})
+    with pytest.raises(ConfigError, match=words):
+        check_capabilities(spec)
+
+
+def test_local_steps_send_all_weights_once_in_so_many_steps():
+    for text in ("local-sgd:8", "post-local-sgd:8", "diloco:8", "streaming-diloco:8"):
+        assert algorithms.chosen(text).message_bytes(SHAPES) == 4 * ELEMENTS / 8
+    assert algorithms.chosen("sparta:0.1").message_bytes(SHAPES) == 4 * (1 + 1 + 60 + 6)
+    calls = {text: algorithms.chosen(text).calls(3) for text in ("bf16", "powersgd", "diloco:8", "streaming-diloco:8")}
+    assert calls == {"bf16": 3, "powersgd": 6, "diloco:8": 1 / 8, "streaming-diloco:8": 4 / 8}
+    assert algorithms.chosen("diloco").kept_bytes(SHAPES) == 8 * ELEMENTS

@@ -11,8 +11,8 @@ from workbench.core.rules.values import check
 def check_capabilities(spec: TrainSpec) -> None:
     """Raise ``ConfigError``, with the reason, when the plan's plugin lacks a capability that the spec needs, or when
     there is no such algorithm."""
-    if spec.plan.algorithm:
-        algorithms.chosen(spec.plan.algorithm)
+    if spec.plan.algorithm and algorithms.chosen(spec.plan.algorithm).is_local:
+        _check_local(spec)
     for asked, flag, capability in (
         (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
@@ -29,3 +29,19 @@ def check_capabilities(spec: TrainSpec) -> None:
     ):
         reason = spec.plan.why_unavailable(capability) if asked else ""
         check(not reason, flag, f"{flag}: {reason}; leave it out, or choose another --plugin or --framework")
+
+
+def _check_local(spec: TrainSpec) -> None:
+    """Refuse what makes ranks that step by themselves wait for each other in every step, or part for good."""
+    flag = f"--algorithm {spec.plan.algorithm} lets ranks step by themselves"
+    check(
+        spec.precision != "fp16",
+        "--precision",
+        f"--precision fp16: {flag}, and each would skip other steps as its own gradients overflow: use bf16",
+    )
+    check(
+        not spec.plan.sync_batchnorm,
+        "--sync-batchnorm",
+        f"--sync-batchnorm: {flag}, and their batch normalisation would wait for all ranks in every step: leave out "
+        "one of them (running statistics are averaged with the weights)",
+    )

@@ -230,6 +230,29 @@ def gathered(strategy: Any) -> AbstractContextManager[None]:
     return strategy.gathered() if isinstance(strategy, Gathering) else nullcontext()
 
 
+@runtime_checkable
+class LocallyUpdated(Protocol):
+    """Ranks may step by themselves, so that between two exchanges each holds weights of its own."""
+
+    def is_alone(self) -> bool:
+        """Whether the gradients of this step are the rank's own, and its update too. Alike on all ranks; from
+        ``forward_backward`` to ``step``."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While entered, all ranks hold the means of their weights. Collective where they differ; entered again inside,
+        it does nothing."""
+
+
+def averaged(strategy: Any) -> AbstractContextManager[None]:
+    """``LocallyUpdated.averaged`` of a strategy; nothing where all ranks hold the same weights."""
+    return strategy.averaged() if isinstance(strategy, LocallyUpdated) else nullcontext()
+
+
+def is_alone(strategy: Any) -> bool:
+    """``LocallyUpdated.is_alone`` of a strategy; False where all ranks hold the same weights."""
+    return isinstance(strategy, LocallyUpdated) and strategy.is_alone()
+
+
 class BatchLoss(Protocol):
     """The loss of a batch: ``value`` is a "mean" over ``count`` (None: the samples), a "total" over ``count``, or a
     "sum" that is divided by nothing; ``form`` says which."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from workbench.core.algorithms import Algorithm, Feedback, MessageBytes, Number
+from workbench.core.algorithms import ActsOn, Algorithm, Feedback, MessageBytes, Number
 
 _ROOM = "workbench.engine.communication"
 #: bytes of a float32 or of an index
@@ -131,4 +131,96 @@ POWERSGD = Algorithm(
     rounds=2,
     message_bytes=_factors,
     kept_bytes=_right_factors,
+)
+
+
+def _whole_every(shapes: Sequence[tuple[int, ...]], steps: float) -> float:
+    """All weights, once in so many steps."""
+    return _WORD * sum(math.prod(shape) for shape in shapes) / steps
+
+
+def _copies(number: int) -> MessageBytes:
+    return lambda shapes, _: number * _WORD * sum(math.prod(shape) for shape in shapes)
+
+
+def _one_in(steps: float, settings: Mapping[str, float]) -> float:
+    return 1 / steps
+
+
+_OUTER = {
+    "lr": Number(title="the outer learning rate", default=0.7, least=0.0),
+    "momentum": Number(title="the outer momentum", default=0.9, least=0.0, most=1.0),
+}
+
+
+def _every(default: float) -> Number:
+    return Number(title="the number of steps between synchronisations", default=default, least=1, whole=True)
+
+
+LOCAL_SGD = Algorithm(
+    name="local-sgd",
+    summary="weights, averaged every so many steps, which ranks make by themselves",
+    paper="Stich, Local SGD Converges Fast and Communicates Little, arXiv 1805.09767: SGD's rate with fewer rounds",
+    code=f"{_ROOM}.local_sgd:LocalSgd",
+    acts_on=ActsOn.WEIGHTS,
+    number=_every(8),
+    feedback=Feedback.NEVER,
+    collective="all_reduce",
+    exchanges=_one_in,
+    message_bytes=_whole_every,
+)
+POST_LOCAL_SGD = Algorithm(
+    name="post-local-sgd",
+    summary="whole gradients for the first steps (after=), then as local-sgd (whose bytes these are)",
+    paper="Lin et al., Don't Use Large Mini-Batches, Use Local SGD, arXiv 1808.07217: generalises better than large "
+    "batches",
+    code=f"{_ROOM}.local_sgd:PostLocalSgd",
+    acts_on=ActsOn.WEIGHTS,
+    number=_every(8),
+    settings={"after": Number(title="the number of the first steps", default=100, least=0, whole=True)},
+    feedback=Feedback.NEVER,
+    collective="all_reduce",
+    exchanges=_one_in,
+    message_bytes=_whole_every,
+)
+DILOCO = Algorithm(
+    name="diloco",
+    summary="outer gradients (what weights changed by), averaged every so many steps, for a step of Nesterov momentum",
+    paper="Douillard et al., DiLoCo, arXiv 2311.08105: as good as synchronous training with 500 times fewer rounds",
+    code=f"{_ROOM}.diloco:DiLoCo",
+    acts_on=ActsOn.WEIGHTS,
+    number=_every(50),
+    settings=_OUTER,
+    feedback=Feedback.NEVER,
+    collective="all_reduce",
+    exchanges=_one_in,
+    message_bytes=_whole_every,
+    kept_bytes=_copies(2),
+)
+STREAMING_DILOCO = Algorithm(
+    name="streaming-diloco",
+    summary="as diloco, of one fragment of the weights after another (fragments=), evenly over the steps",
+    paper="Douillard et al., Streaming DiLoCo, arXiv 2501.18512: the same quality, a fraction of the peak bandwidth "
+    "(without its overlap and its 4 bits here)",
+    code=f"{_ROOM}.diloco:StreamingDiLoCo",
+    acts_on=ActsOn.WEIGHTS,
+    number=_every(50),
+    settings={**_OUTER, "fragments": Number(title="the number of fragments", default=4, least=1, whole=True)},
+    feedback=Feedback.NEVER,
+    collective="all_reduce",
+    exchanges=lambda steps, settings: min(1.0, settings["fragments"] / steps),
+    message_bytes=_whole_every,
+    kept_bytes=_copies(2),
+)
+SPARTA = Algorithm(
+    name="sparta",
+    summary="weights of some elements, which all ranks draw alike in every step, averaged",
+    paper="Beton et al., Sparse Parameter Averaging (SPARTA), OpenReview stFPf3gzq1: 0.1 % of the parameters in each "
+    "step keep replicas together",
+    code=f"{_ROOM}.local_sgd:Sparta",
+    acts_on=ActsOn.WEIGHTS,
+    number=Number(title="the share of elements that is averaged in a step", default=0.005, least=1e-6, most=1.0),
+    feedback=Feedback.NEVER,
+    collective="all_reduce",
+    message_bytes=_each(lambda elements, share: _WORD * kept(elements, share)),
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import linecache
 import pkgutil
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from workbench.core.algorithms import Algorithm, ChosenAlgorithm
 from workbench.engine.communication.base import Averaged, Compressor, Draws, Exchange, Gradient
+from workbench.engine.communication.local_steps import LocalSteps, Weight
 from workbench.errors import ConfigError
 
 #: names that a source finds, as ``torch``
@@ -20,37 +23,51 @@ GIVEN: dict[str, Any] = {
     "Exchange": Exchange,
     "Gradient": Gradient,
     "Averaged": Averaged,
+    "LocalSteps": LocalSteps,
 }
 #: elements of the gradients that an algorithm is tried with
 _TRIED = (1, 7, 1000)
+_Kind = TypeVar("_Kind", Exchange, LocalSteps)
 
 
 def made(chosen: ChosenAlgorithm) -> Exchange:
-    """The algorithm on this rank. ``ConfigError`` where a person's class cannot be made."""
+    """The algorithm on this rank, which acts on gradients. ``ConfigError`` where a person's class cannot be made."""
+    return _made(chosen, Exchange, "class of Compressor or Exchange", feedback=chosen.feedback)
+
+
+def made_local(chosen: ChosenAlgorithm) -> LocalSteps:
+    """The algorithm on this rank, which acts on weights. ``ConfigError`` where a person's class cannot be made."""
+    return _made(chosen, LocalSteps, "class of LocalSteps", **chosen.settings)
+
+
+def _made(chosen: ChosenAlgorithm, kind: type[_Kind], words: str, **options: Any) -> _Kind:
     algorithm = chosen.algorithm
     if not algorithm.source:
-        found: Exchange = pkgutil.resolve_name(algorithm.code)(chosen.number, feedback=chosen.feedback)
+        found: _Kind = pkgutil.resolve_name(algorithm.code)(chosen.number, **options)
         return found
     try:
-        own = _class(algorithm)(chosen.number, feedback=chosen.feedback)
+        own = _class(algorithm)(chosen.number, **options)
     except Exception as error:  # whatever the source does
         raise _refused(algorithm, f"{type(error).__name__}: {error}") from error
-    if not isinstance(own, Exchange):
-        raise _refused(algorithm, f"{algorithm.code} is no class of Compressor or Exchange")
+    if not isinstance(own, kind):
+        raise _refused(algorithm, f"{algorithm.code} is no {words}")
     return own
 
 
 def check_own(chosen: ChosenAlgorithm) -> None:
-    """Refuse, with ``ConfigError``, a person's compressor that raises, or whose codes do not fit: tried with random
-    gradients. No communication."""
+    """Refuse, with ``ConfigError``, a person's algorithm that raises, or of which ranks would send different amounts:
+    tried with random gradients, or weights. No communication."""
     if not chosen.algorithm.source:
         return
-    own = made(chosen)
-    if isinstance(own, Compressor):
-        for length in _TRIED:
-            wrong = _wrong(own, length)
-            if wrong:
-                raise _refused(chosen.algorithm, wrong)
+    if chosen.is_local:
+        tried: Callable[[int], str] = partial(_wrong_local, made_local(chosen))
+    else:
+        own = made(chosen)
+        tried = partial(_wrong, own) if isinstance(own, Compressor) else lambda length: ""
+    for length in _TRIED:
+        wrong = tried(length)
+        if wrong:
+            raise _refused(chosen.algorithm, wrong)
 
 
 def _wrong(own: Compressor, length: int) -> str:
@@ -77,6 +94,31 @@ def _wrong(own: Compressor, length: int) -> str:
             return f"decode makes {list(decoded.shape)} of a gradient of {length} elements"
     except Exception as error:  # whatever the source does
         return f"a gradient of {length} elements: {type(error).__name__}: {error}"
+    return ""
+
+
+def _wrong_local(own: LocalSteps, length: int) -> str:
+    """What is wrong with it for weights of that length; "" where nothing is."""
+    generator = torch.Generator().manual_seed(length)
+    try:
+        weights, sent = [], []
+        for rank, value in enumerate((torch.randn(length, generator=generator), torch.zeros(length))):
+            weight = Weight("weight", value, own.state(value), Draws(0, rank, 1, 0, value.device))
+            own.begin(weight)
+            part = own.send(weight)
+            if not isinstance(part, torch.Tensor):
+                return f"send returns a {type(part).__name__}: return a tensor"
+            weights.append(weight)
+            sent.append(part)
+        if sent[0].shape != sent[1].shape:
+            return (
+                f"send gives {list(sent[0].shape)} and {list(sent[1].shape)} of two weights of {length} elements: "
+                "ranks would wait for each other"
+            )
+        for weight, part in zip(weights, sent, strict=True):
+            own.receive(weight, part.clone())
+    except Exception as error:  # whatever the source does
+        return f"a weight of {length} elements: {type(error).__name__}: {error}"
     return ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.capabilities import Evaluating, gathered, needed
+from workbench.engine.base.capabilities import Evaluating, averaged, gathered, needed
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import Workload
 from workbench.errors import ConfigError
@@ -43,7 +43,7 @@ class Evaluations:
         if self._workload.evaluate is None:
             raise ConfigError("there is no validation data: define eval_dataset or eval_dataloader in the cell")
         self._enter("evaluate")
-        with gathered(self._strategy):
+        with averaged(self._strategy), gathered(self._strategy):
             found = self._workload.evaluate(self._evaluating())
         if self._strategy.rank == 0:
             for name, value in found.values.items():
@@ -62,7 +62,7 @@ class Evaluations:
         if self._workload.sample is None and (is_cell or self._workload.evaluate is None):
             raise ConfigError("nothing generates samples: define sample(model) in the cell")
         self._enter("evaluate")
-        with gathered(self._strategy):
+        with averaged(self._strategy), gathered(self._strategy):
             if self._workload.sample is not None:
                 texts = self._workload.sample(self._evaluating())
             else:

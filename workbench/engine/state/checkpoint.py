@@ -16,10 +16,11 @@ from workbench.core.config import ParallelPlan
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
 from workbench.engine.agree.control import AgreedControl
-from workbench.engine.base.capabilities import Checkpointable, needed
+from workbench.engine.base.capabilities import Checkpointable, averaged, needed
 from workbench.engine.base.generators import ModuleGenerator
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.workload import KeptState
+from workbench.engine.state import apart
 from workbench.engine.state.background_save import BackgroundSave
 from workbench.engine.state.base_weights import BaseWeights
 from workbench.engine.state.checkpoint_files import WRITE_ERRORS, ShardReader, ShardWriter, write_index
@@ -86,7 +87,9 @@ class Checkpoints:
             if self.strategy.rank == 0:
                 undo.callback(shutil.rmtree, temporary, ignore_errors=True)
             reason = self._run_and_agree(lambda: self._make_directory(temporary), first_only=True)
-            reason = reason or self._run_and_agree(lambda: copied.extend(self._copied(temporary, base)))
+            if not reason:
+                with averaged(self.strategy):
+                    reason = self._run_and_agree(lambda: copied.extend(self._copied(temporary, base)))
             if reason:
                 self.tell_failure(step, reason)
                 return None
@@ -160,6 +163,8 @@ class Checkpoints:
             writer.add(f"random/{name}", tensor)
         for name, tensor in held.own.items():
             writer.add(f"rank/{name}", tensor)
+        for name, tensor in apart.tensors(held):
+            writer.add(name, tensor)
         beside, tensors = self.cell.capture() if self.cell is not None else ({}, {})
         for name, tensor in tensors.items():
             writer.add(f"cell/{name}", tensor)
@@ -263,6 +268,7 @@ class Checkpoints:
     def _load_rank_state(self, reader: ShardReader, held: RankState) -> None:
         state, tensors = reader.own(self.strategy.rank)
         held.set_scaler_state(from_plain(state["scaler"]))
+        apart.load(tensors, held)
         for slot in held.slots:
             for name, value in state["optimizer"].get(slot.name, {}).items():
                 is_own = value == _IN_RANK_FILE

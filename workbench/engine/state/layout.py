@@ -7,7 +7,7 @@ another strategy's ``RankState`` says which elements to read back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,6 +128,7 @@ class RankState:
     ``generators``: random generators that the framework keeps inside modules. ``scaler``: None without a loss scale.
     ``tied``: further names of tied parameters -> the name of their slot, on any rank. ``own``: what each rank keeps by
     itself, such as what its gradients left over: tensors that are restored in place under the same plan only.
+    ``apart``: given a parameter or buffer, what this rank itself holds in its place; None where replicas hold the same.
     """
 
     slots: list[Slot]
@@ -138,6 +139,7 @@ class RankState:
     scaler: LossScaler | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
     own: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    apart: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def scaler_state(self) -> dict[str, Any]:
         """Plain numbers of the loss scaler; empty without one."""

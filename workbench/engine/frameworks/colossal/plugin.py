@@ -18,6 +18,7 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, WeightMatrix, WeightPart
 from workbench.engine.base.workload import Workload
 from workbench.engine.communication.exchange import GradientExchange
+from workbench.engine.communication.weight_exchange import WeightExchange
 from workbench.engine.frameworks.colossal.module_state import generators_of, is_sharded
 from workbench.engine.frameworks.colossal.sequence_parallel import SequenceReduction
 from workbench.engine.frameworks.torch_common.batch_norm import BatchNorms
@@ -58,6 +59,8 @@ class Plan(ABC):
     initial_scale = 2.0**10
     #: the algorithm that averages the gradients in place of an all-reduce
     exchange: GradientExchange | None = None
+    #: the algorithm under which ranks step by themselves
+    weights_exchange: WeightExchange | None = None
 
     def __init__(self, spec: TrainSpec, here: Coordinates, device: torch.device) -> None:
         self.spec = spec
@@ -248,8 +251,20 @@ class Plan(ABC):
             foreign={id(item.parameter) for item in self.held if item.foreign},
         )
         optimizer = getattr(self.optimizer, "optim", self.optimizer)
-        own = self.exchange.kept if self.exchange is not None else {}
-        return state.rank_state(optimizer, generators=self.generators, scaler=self.scaler_of(), own=own)
+        exchange, weights = self.exchange or self.weights_exchange, self.weights_exchange
+        return state.rank_state(
+            optimizer,
+            generators=self.generators,
+            scaler=self.scaler_of(),
+            own=exchange.kept if exchange is not None else {},
+            apart=weights.own if weights is not None else None,
+        )
+
+    def end_step(self, frozen: Collection[str]) -> None:
+        """Exchange the weights that are due after a step, made or skipped, if ranks step by themselves; ``frozen``
+        layers stay as they are."""
+        if self.weights_exchange is not None:
+            self.weights_exchange.end_step({id(item.parameter) for item in self.held if item.layer in frozen})
 
     def masters(self) -> Mapping[Any, torch.Tensor]:
         """Parameter's id -> the fp32 tensor that the optimizer updates in its stead, shaped alike; empty: itself."""

@@ -9,7 +9,7 @@ import torch
 
 from workbench.core.config import TrainSpec
 from workbench.engine.base.parts import BatchObserver
-from workbench.engine.communication.checks import exchange_of
+from workbench.engine.communication.checks import exchange_of, weight_exchange_of
 from workbench.engine.frameworks.colossal.gemini_plan import GeminiPlan
 from workbench.engine.frameworks.colossal.hybrid_plan import HybridPlan
 from workbench.engine.frameworks.colossal.plugin import Plan, Wanted
@@ -36,7 +36,8 @@ class DdpPlan(Plan):
     def reduction_of(self) -> DdpReduction:
         ddp = self.model.module
         self.exchange = exchange_of(self.spec, self.module, ddp.process_group, self.loss_scale)
-        return DdpReduction(ddp, afterwards=not self.spec.recipe, exchange=self.exchange)
+        self.weights_exchange = weight_exchange_of(self.spec, self.module, ddp.process_group)
+        return DdpReduction(ddp, afterwards=not self.spec.recipe, exchange=self.exchange, weights=self.weights_exchange)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.spec.precision)

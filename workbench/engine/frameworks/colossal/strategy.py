@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -125,6 +125,8 @@ class ColossalStrategy(Strategy):
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor | None:
         self._part_norms = None
+        if self.plan.weights_exchange is not None:
+            self.plan.weights_exchange.begin_step()
         self.average.begin(pieces, self.spec.plan.micro_batches)
         run = self._pipeline_piece if self.mesh.pp > 1 else self._piece
         losses = []
@@ -258,6 +260,7 @@ class ColossalStrategy(Strategy):
 
     def skip(self) -> None:
         self.plan.skip()
+        self.plan.end_step(self._frozen)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -305,10 +308,20 @@ class ColossalStrategy(Strategy):
         return self.workload.criterion(outputs, batch)
 
     def grad_sq(self) -> torch.Tensor:
-        """As ``Normed.grad_sq``."""
+        """As ``Normed.grad_sq``. Of ranks that step by themselves, the sum is the mean square of their norms."""
+        alone = self.is_alone()
         if self._part_norms is None:
-            self._part_norms = figures.part_norms(self.plan.reduced(), self.device)
-        return self._part_norms.squared()
+            self._part_norms = figures.part_norms(self.plan.reduced(all_held=alone), self.device)
+        return self._part_norms.squared() / (self.mesh.dp if alone else 1)
+
+    def is_alone(self) -> bool:
+        """As ``LocallyUpdated.is_alone``."""
+        return self.plan.weights_exchange is not None and self.plan.weights_exchange.is_alone
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """As ``LocallyUpdated.averaged``."""
+        exchange = self.plan.weights_exchange
+        return nullcontext() if exchange is None else exchange.averaged()
 
     def part_norms(self) -> PartNorms | None:
         """As ``Normed.part_norms``."""
@@ -320,9 +333,12 @@ class ColossalStrategy(Strategy):
         if updated and self.plan.step_hooks:
             with self.alike("step hooks"), self.editing("a hook after steps of the optimizer"):
                 self.plan.step_hooks.run()
+        self.plan.end_step(self._frozen)
         return updated
 
     def _global_norm(self) -> float:
+        if self.is_alone():
+            return math.sqrt(self.grad_sq().item() * self.mesh.dp)
         total = self.grad_sq().clone()
         dist.all_reduce(total)
         return math.sqrt(total.item())

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.tensor import local_part
 from workbench.engine.communication.exchange import GradientExchange
+from workbench.engine.communication.weight_exchange import WeightExchange
 from workbench.engine.frameworks.torch_common.autograd_graph import graph_of
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf, before_ddp_reduces
 from workbench.engine.frameworks.torch_common.parameters import RankParameter
@@ -60,38 +61,61 @@ class LookBefore:
 
 class DdpReduction:
     """Reduces the gradients of ``ddp``. ``afterwards``: begin with reductions after backward (a model not known yet).
-    ``exchange``: the algorithm that averages them, in place of an all-reduce.
+    ``exchange``: the algorithm that averages them, in place of an all-reduce. ``weights``: one under which ranks step
+    by themselves: then a step's gradients are not reduced at all.
 
     The calls of a step are ``around`` each piece, ``looks_at`` the loss of each piece before its backward pass, and
     ``finish`` after the last one.
     """
 
     def __init__(
-        self, ddp: DistributedDataParallel, *, afterwards: bool, exchange: GradientExchange | None = None
+        self,
+        ddp: DistributedDataParallel,
+        *,
+        afterwards: bool,
+        exchange: GradientExchange | None = None,
+        weights: WeightExchange | None = None,
     ) -> None:
         self._ddp = ddp
         self._parameters = [parameter for parameter in ddp.module.parameters() if parameter.requires_grad]
         self._group = ddp.process_group
         self._size = dist.get_world_size(self._group)
-        self.afterwards = afterwards
+        self._afterwards = afterwards
+        self._weights = weights
+        self._was_alone = False
         self._is_reentrant = False
         self._look = LookBefore()
         self._exchange = exchange
         if exchange is not None:
             exchange.attach(ddp)
 
+    @property
+    def afterwards(self) -> bool:
+        """Whether DDP does not reduce during the backward pass of this step."""
+        return self._afterwards or self.is_alone
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the gradients of this step are this rank's own, and stay so."""
+        return self._weights is not None and self._weights.is_alone
+
     def around(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Around forward and backward of one piece."""
+        if self._was_alone and not self.is_alone and not self._afterwards:  # a rollback
+            self._hand_over()
+        self._was_alone = self.is_alone
         return nullcontext() if is_last and not self.afterwards else self._ddp.no_sync()
 
     def looks_at(self, loss: torch.Tensor) -> None:
         """Look for reentrant checkpoints in the graph of ``loss``, while it is not known whether there are any."""
-        if self.afterwards and not self._is_reentrant and self._size > 1:
+        if self._afterwards and not self.is_alone and not self._is_reentrant and self._size > 1:
             self._is_reentrant = graph_of(loss).is_reentrant
 
     def finish(self) -> None:
-        """Reduce, unless DDP did; and decide how the next step is reduced. Collective."""
-        if self.afterwards:
+        """Reduce, unless DDP did or the rank steps by itself; and decide how the next step is reduced. Collective."""
+        if self.is_alone:
+            self._look()
+        elif self._afterwards:
             self._reduce_afterwards()
         if self._exchange is not None:
             self._exchange.end_step()
@@ -116,7 +140,7 @@ class DdpReduction:
     def _hand_over(self) -> None:
         """From now on DDP reduces, with a reducer that has not seen the steps before: it would take the parameters used
         in them for used in the next one."""
-        self.afterwards = False
+        self._afterwards = False
         parameters, expect_sparse = self._ddp._build_params_for_reducer()
         names = self._ddp._build_debug_param_to_name_mapping(parameters)
         self._ddp._ddp_init_helper(parameters, expect_sparse, names, False)

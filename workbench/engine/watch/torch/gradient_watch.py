@@ -15,7 +15,7 @@ from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
 from workbench.core.frameworks import Capability
 from workbench.core.records import EventKind
-from workbench.engine.base.capabilities import Normed, NormReporting, Watchable, needed
+from workbench.engine.base.capabilities import Normed, NormReporting, Watchable, is_alone, needed
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import PlannedRank
@@ -38,7 +38,8 @@ _OF_A_STEP = ("data", "forward_backward", "optimizer")
 
 class GradientWatch(StepObserver):
     """Logs statistics of gradients and weights: the norms of the reduced gradient of all layers at every step, those of
-    the local gradients at an interval, and all statistics ("full set") at a longer one.
+    the local gradients at an interval, and all statistics ("full set") at a longer one. Of a step that ranks make by
+    themselves there are local gradients only.
 
     ``grad_every`` given: the full set of the first step and of every ``grad_every``-th, with exact histograms, and no
     local norms in between; 0: nothing at all. Otherwise rank 0's governor chooses, all ranks watch the same, and
@@ -77,6 +78,7 @@ class GradientWatch(StepObserver):
         self._told_interval: int | None = None
         self._full_sets = 0
         self._step = 0
+        self._alone = False  # whether the gradients of this step are each rank's own
         _warm_up(device)
 
     def _source(self, strategy: PlannedRank) -> Any:
@@ -172,6 +174,7 @@ class GradientWatch(StepObserver):
             yield
 
     def reduced(self, step: int) -> None:
+        self._alone = is_alone(self._strategy)
         if self._collector is None:
             return
         with self._cost:
@@ -189,12 +192,13 @@ class GradientWatch(StepObserver):
             self._pending.append(own.finish(step, rank, "local", reports=self._watchable.reports))
         else:
             own.multiply(self._watchable.local_factor())
-            if own.keep:
+            if own.keep and not self._alone:
                 own.compare(self._watchable.compare(own.parts))
             self._pending.append(own.finish(step, rank, "local"))
-            averaged = GradientCollector(sampled=self._every is None, precision=self._precision)
-            averaged.take(self._watchable.reduced_gradients(layers))
-            self._pending.append(averaged.finish(step, rank, "reduced"))
+            if not self._alone:  # otherwise there is no reduced one
+                averaged = GradientCollector(sampled=self._every is None, precision=self._precision)
+                averaged.take(self._watchable.reduced_gradients(layers))
+                self._pending.append(averaged.finish(step, rank, "reduced"))
         self._weight_layers = self._fitting(layers)
         self._weights.before(self._watchable.weights(self._weight_layers))
 
@@ -211,7 +215,7 @@ class GradientWatch(StepObserver):
                 found = self._weights.after(self._watchable.weights(self._weight_layers), step, self._strategy.rank)
                 if found is not None:
                     self._pending.append(found)
-            elif self._normed is not None and self._every != 0 and not self._nothing_there:
+            elif self._normed is not None and self._every != 0 and not self._nothing_there and not self._alone:
                 self._write_norms(step, "reduced", self._normed.part_norms())  # they were computed for the guard
             if self._is_full and self._clips and self._reporting is not None:
                 self._reporting.watch_framework_norm(False)
