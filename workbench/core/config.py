@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.core import algorithms, plan_grammar
+from workbench.core import algorithms, network, plan_grammar
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     NEEDED_BY_CONTROL,
@@ -233,6 +233,7 @@ class TrainSpec:
     ``final_checkpoint``: whether a run that ends, or is stopped, writes a checkpoint of its last step.
     ``max_restarts``: how often ranks that failed or died are replaced, to go on from the newest checkpoint (0: never),
     or from a copy of the state in memory, which is made every ``snapshot_every`` steps (0: none).
+    ``network``: what is emulated around the collectives of ``ddp``, as ``core.network`` reads it ("": nothing).
     ``resume``: ``RUN`` or ``RUN@step``, the checkpoint to continue from, or ``dcp:DIR``.
     Raises ``ConfigError`` for values that cannot work.
     """
@@ -262,6 +263,7 @@ class TrainSpec:
     final_checkpoint: bool = True
     max_restarts: int = 0
     snapshot_every: int = 0
+    network: str = ""
     resume: str = ""
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
 
@@ -294,6 +296,7 @@ class TrainSpec:
                 f"--{name} must be a finite number of at least 0, not {value!r}",
             )
         check_precision(self.precision, PRECISIONS)
+        object.__setattr__(self, "network", network.normal(self.network))
         check(
             bool(_NAME.fullmatch(self.name)),
             "--name",

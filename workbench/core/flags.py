@@ -17,6 +17,7 @@ from typing import Any
 from workbench.core import algorithms
 from workbench.core.config import MONITOR_LEVELS, ON_NONFINITE, PRECISIONS, TrainSpec
 from workbench.core.frameworks import installed, usable
+from workbench.core.network import PRESETS
 from workbench.core.recipe import recipes
 from workbench.core.rules.intervals import interval
 from workbench.core.watches import WATCHES
@@ -144,6 +145,9 @@ FLAGS = (
     Flag(names=("--algorithm",), option="algorithm", kind=str, group=SPREAD, metavar="NAME[:NUMBER][+ef]",
          help=f"what ddp ranks send: {', '.join(algorithms.names())}; +ef: with error feedback",
          default="none"),
+    Flag(names=("--network",), option="network", kind=str, group=SPREAD, metavar="RATE[,LATENCY]",
+         help=f"emulate a network between ddp ranks: 100Mbit,20ms,straggler=rank1:2x, or {', '.join(PRESETS)}",
+         default="the machine's own"),
     Flag(names=("--ds-config",), option="ds_config", kind=str, group=SPREAD, metavar="FILE",
          help="DeepSpeed's JSON configuration: it may state what flags state, and what the engine is given besides",
          default="none"),

@@ -19,6 +19,7 @@ from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
 from workbench.core.live.rank_row import live_directory
+from workbench.core.network import read as read_network
 from workbench.core.recipe import recipe
 from workbench.core.records import RESTARTING, Command, EventKind
 from workbench.core.rules import criteria
@@ -44,6 +45,8 @@ from workbench.engine.frameworks.torch_common.losses.calls import noted_losses
 from workbench.engine.frameworks.torch_common.torch_settings import changed_settings, torch_defaults
 from workbench.engine.logged.observer import LoggedValues
 from workbench.engine.loop.trainer import Trainer
+from workbench.engine.network.emulation import emulated
+from workbench.engine.network.measure import log_network
 from workbench.engine.pretrained.base import base_tensors
 from workbench.engine.rank_output import output_kept, telling
 from workbench.engine.recording.recorder import recorder_of
@@ -163,7 +166,12 @@ def _train(
     """How the training ended, and why it ended early ("": it did not)."""
     # a rank 0 that was killed has left the file by which ranks meet
     token = f"restart-{attempt.restart}" if attempt.restart else ""
-    with joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token), noted_losses():
+    network = read_network(spec.network) if spec.network else None
+    with (
+        joined_of(spec)(rank, spec.plan.ranks, path, seed=spec.seed, token=token),
+        noted_losses(),
+        emulated(network, rank_device().type),
+    ):
         strategy = load_strategy(spec, own_steps=_has_own_steps(path, spec))(spec, rank)
         strategy.tell = _telling_once(log, progress)
         observers: list[StepObserver] = []
@@ -186,6 +194,7 @@ def _train(
                     strategy.tell(name, text)
             log_peak_events(log, workload, spec.precision, rank_device().type)
             strategy.prepare(workload)
+            log_network(log, network)
             separate_generators(strategy, workload.generators)
             strategy.alike = AlikeNumbers(strategy, lambda: progress.step).drawn
             _rehearse(spec, workload, strategy, exchange)

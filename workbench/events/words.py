@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from workbench.core import network
 from workbench.core.controls import AUTOMATIC, find, settings
 from workbench.core.numbers import decimal_bytes, number, seconds
 from workbench.core.records import EventKind
@@ -293,6 +294,15 @@ def _model(name: str, value: Any, old: Any) -> str:
     return f"model: {parameters} parameters, {_scaled(told.get('flops_per_token'), 'FLOP')} per token{formula}"
 
 
+def _network(name: str, value: Any, old: Any) -> str:
+    told = value if isinstance(value, dict) else {}
+    asked, found = (
+        network.in_words(as_number(told.get(f"{kind}bits_per_s")), as_number(told.get(f"{kind}latency_s")))
+        for kind in ("asked_", "")
+    )
+    return f"network {short(told.get('network'))}, emulated around collectives: asked {asked}; measured {found}"
+
+
 def _memory(name: str, value: Any, old: Any) -> str:
     told = value if isinstance(value, dict) else {}
     parameters, state = (decimal_bytes(as_number(told.get(key))) for key in ("parameters", "optimizer_state"))
@@ -364,6 +374,7 @@ _EVENTS: dict[tuple[str, str], Callable[[str, Any, Any], str]] = {
     (EventKind.PEAK, "flops"): _peak,
     (EventKind.PEAK, "model"): _model,
     (EventKind.PEAK, "held"): _memory,
+    (EventKind.PEAK, "network"): _network,
     (EventKind.MONITOR, "interval"): lambda name, value, old: _control("grad_every", value, old, {}),
     (EventKind.MONITOR, "cost"): _cost,
     (EventKind.MONITOR, "phases"): _phases,

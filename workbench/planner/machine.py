@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.core.network import messages
+
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
@@ -48,14 +50,9 @@ class Machine:
         return cls(**values)
 
     def message_s(self, kind: str, size: int, bytes_: float) -> float:
-        """Seconds of one collective of ``bytes_`` over ``size`` ranks, by the alpha-beta model of ring algorithms.
-
-        ``bytes_`` counts as ``CollectiveRecord.bytes``. An all-reduce sends ``2 (n-1)/n`` of them in ``2 (n-1)``
-        messages, an all-gather, reduce-scatter or all-to-all half of that, a message between two ranks all of them
-        once (Thakur, Rabenseifner and Gropp 2005).
-        """
+        """Seconds of one collective of ``bytes_`` over ``size`` ranks, by the alpha-beta model: see
+        ``core.network.messages``."""
         if size < 2:
             return 0.0
-        rounds = {"all_reduce": 2 * (size - 1), "send": 1, "recv": 1}.get(kind, size - 1)
-        sent = bytes_ if kind in ("send", "recv") else bytes_ * rounds / size
+        rounds, sent = messages(kind, size, bytes_)
         return rounds * self.latency_s + sent / self.link_bytes_per_s

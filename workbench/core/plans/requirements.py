@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.core import algorithms
+from workbench.core import algorithms, network
 from workbench.core.config import TrainSpec
-from workbench.core.frameworks import Capability, Feature
+from workbench.core.frameworks import Capability, Feature, framework
 from workbench.core.rules.values import check
 
 
@@ -13,6 +13,7 @@ def check_capabilities(spec: TrainSpec) -> None:
     there is no such algorithm."""
     if spec.plan.algorithm and algorithms.chosen(spec.plan.algorithm).is_local:
         _check_local(spec)
+    _check_network(spec)
     for asked, flag, capability in (
         (bool(spec.clip), "--clip", Capability.NORMED),
         (bool(spec.save_every), "--save-every", Capability.CHECKPOINTABLE),
@@ -45,3 +46,21 @@ def _check_local(spec: TrainSpec) -> None:
         f"--sync-batchnorm: {flag}, and their batch normalisation would wait for all ranks in every step: leave out "
         "one of them (running statistics are averaged with the weights)",
     )
+
+
+def _check_network(spec: TrainSpec) -> None:
+    """Refuse a network that cannot be emulated for the plan."""
+    if not spec.network:
+        return
+    plan = spec.plan
+    is_able = "algorithm" in framework(plan.framework).plugin(plan.plugin).options
+    check(
+        is_able,
+        "--network",
+        f"--network emulates the messages of --plugin ddp (torch, colossal), not those of {plan.framework} "
+        f"{plan.plugin}: leave one of them out",
+    )
+    check(plan.mesh.dp > 1, "--network", "--network: one rank sends no messages: pass -n 2, or leave it out")
+    asked = network.read(spec.network)
+    missing = [rank for rank in asked.stragglers if rank >= plan.ranks]
+    check(not missing, "--network", f"--network {spec.network}: there is no rank {missing}, of {plan.ranks} ranks")

@@ -20,6 +20,7 @@ from workbench.engine.watch.host import intervals
 from workbench.engine.watch.host.clock import EventClock, HostClock
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseRecorder, compute_spans, compute_union_ms
 from workbench.engine.watch.torch import phases
+from workbench.engine.watch.torch.collectives import _Call, note_waits
 from workbench.engine.watch.torch.phases import PhaseWatch
 
 
@@ -271,3 +272,20 @@ def test_a_timeline_knows_where_it_is() -> None:
         recorder.enter(name)
     assert recorder.current == (steps[-1], -1) and [p[0] for _, p in recorder.take()] == steps
     assert recorder.take() == []
+
+
+class Seconds:
+    """A clock whose readings are numbers."""
+
+    def elapsed_ms(self, begin, end):
+        return (end - begin) * 1e3
+
+
+def test_a_wait_for_a_future_counts_where_backward_waits_for_it():
+    """DDP waits for what a communication hook returned when the gradients are computed, from second 4 to 9 here."""
+    early, late = _Call("all_reduce", "", 2, 8, 1.0, posted=1.5), _Call("all_reduce", "", 2, 8, 3.0, posted=3.5)
+    waited = _Call("all_reduce", "", 2, 8, 2.0, waits=[(2.0, 5.0)])
+    early.done, late.done, waited.done = 3.8, 8.0, 5.0
+    early.by_future = late.by_future = True
+    note_waits([early, late, waited], [(4.0, 9.0)], 0.0, Seconds())
+    assert (early.waits, late.waits, waited.waits) == ([], [(4.0, 8.0)], [(2.0, 5.0)])

@@ -37,7 +37,13 @@ class DdpPlan(Plan):
         ddp = self.model.module
         self.exchange = exchange_of(self.spec, self.module, ddp.process_group, self.loss_scale)
         self.weights_exchange = weight_exchange_of(self.spec, self.module, ddp.process_group)
-        return DdpReduction(ddp, afterwards=not self.spec.recipe, exchange=self.exchange, weights=self.weights_exchange)
+        return DdpReduction(
+            ddp,
+            afterwards=not self.spec.recipe,
+            exchange=self.exchange,
+            weights=self.weights_exchange,
+            in_sight=bool(self.spec.network),
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST_TYPES.get(self.spec.precision)

@@ -352,8 +352,8 @@ class ColossalStrategy(Strategy):
         return self.plan.watching(self.aside(observer), layers, keep)
 
     def reducer(self) -> Any:
-        """As ``DdpReduced.reducer``: what an algorithm sends is seen."""
-        return self._ddp() if self.plan.exchange is None else None
+        """As ``DdpReduced.reducer``: what an algorithm sends, or goes over an emulated network, is seen."""
+        return self._ddp() if self.plan.exchange is None and not self.spec.network else None
 
     def _ddp(self) -> Any:
         module = self.plan.model.module

@@ -48,7 +48,11 @@ class DdpStrategy(ReplicatedStrategy):
         self._exchange = exchange_of(self.spec, self._module, self.model.process_group, self.loss_scale)
         self._weights = weight_exchange_of(self.spec, self._module, self.model.process_group)
         self._reduction = DdpReduction(
-            self.model, afterwards=not self.spec.recipe, exchange=self._exchange, weights=self._weights
+            self.model,
+            afterwards=not self.spec.recipe,
+            exchange=self._exchange,
+            weights=self._weights,
+            in_sight=bool(self.spec.network),
         )
 
     def forward_backward(self, pieces: Sequence[Batch]) -> torch.Tensor:
@@ -101,8 +105,8 @@ class DdpStrategy(ReplicatedStrategy):
         return self._scaler.get_scale() >= before
 
     def reducer(self) -> DistributedDataParallel | None:
-        """As ``DdpReduced.reducer``: what an algorithm sends is seen."""
-        return self.model if self._exchange is None else None
+        """As ``DdpReduced.reducer``: what an algorithm sends, or goes over an emulated network, is seen."""
+        return self.model if self._exchange is None and not self.spec.network else None
 
     def rank_state(self) -> RankState:
         """As ``Checkpointable.rank_state``."""

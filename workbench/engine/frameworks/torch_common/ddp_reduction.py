@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from workbench.engine.base.parts import BatchObserver
@@ -62,7 +63,8 @@ class LookBefore:
 class DdpReduction:
     """Reduces the gradients of ``ddp``. ``afterwards``: begin with reductions after backward (a model not known yet).
     ``exchange``: the algorithm that averages them, in place of an all-reduce. ``weights``: one under which ranks step
-    by themselves: then a step's gradients are not reduced at all.
+    by themselves: then a step's gradients are not reduced at all. ``in_sight``: DDP reduces by functions of
+    ``torch.distributed``, where a network can be emulated, and not out of Python's sight.
 
     The calls of a step are ``around`` each piece, ``looks_at`` the loss of each piece before its backward pass, and
     ``finish`` after the last one.
@@ -75,6 +77,7 @@ class DdpReduction:
         afterwards: bool,
         exchange: GradientExchange | None = None,
         weights: WeightExchange | None = None,
+        in_sight: bool = False,
     ) -> None:
         self._ddp = ddp
         self._parameters = [parameter for parameter in ddp.module.parameters() if parameter.requires_grad]
@@ -88,6 +91,8 @@ class DdpReduction:
         self._exchange = exchange
         if exchange is not None:
             exchange.attach(ddp)
+        elif in_sight:
+            ddp.register_comm_hook(None, allreduce_hook)
 
     @property
     def afterwards(self) -> bool:

@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -69,7 +69,8 @@ _POSTED_THEN_AWAITED = frozenset(RECORDED_FUNCTIONS) - {"send", "recv", "_broadc
 @dataclass(slots=True)
 class _Call:
     """Readings of one call: ``posted`` when the backend took it over (None: unknown), ``done`` when it was complete
-    (None: unknown), ``waits`` the intervals in which the rank waited for it."""
+    (None: unknown), ``waits`` the intervals in which the rank waited for it. ``by_future``: whoever waits does so for
+    its future, as DDP does for those of a communication hook, unseen here."""
 
     kind: str
     group: str
@@ -79,6 +80,7 @@ class _Call:
     posted: Reading = None
     done: Reading = None
     waits: list[tuple[Reading, Reading]] = field(default_factory=list)
+    by_future: bool = False
 
 
 class _RecordedWork:
@@ -91,6 +93,11 @@ class _RecordedWork:
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         return self._collectives.wait(self._work, self._calls, args, kwargs)
+
+    def get_future(self) -> Any:
+        for call in self._calls:
+            call.by_future = True
+        return self._work.get_future()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._work, name)
@@ -143,7 +150,7 @@ class CollectiveRecorder:
             setattr(owner, name, wrapper)
 
     def _wrap(self, name: str, original: Callable[..., Any], function: _Signature) -> Callable[..., Any]:
-        names = _get_parameter_names(getattr(distributed_c10d, name, original))
+        names = parameter_names(getattr(distributed_c10d, name, original))
         split = self._split and name in _POSTED_THEN_AWAITED and _takes_async_op(original)
 
         @functools.wraps(original)
@@ -269,14 +276,14 @@ class CollectiveRecorder:
         """Record a call of ``ranks`` that began at ``now``; nothing where no other rank takes part."""
         if len(ranks) == 1:
             return []
-        call = _Call(kind, *self._group_of(ranks), _count_bytes(tensors), now)
+        call = _Call(kind, *self._group_of(ranks), count_bytes(tensors), now)
         self.calls.append(call)
         return [call]
 
     def _record_message(self, operation: Any) -> _Call:
         kind = "send" if operation.op.__name__ == "isend" else "recv"
         name, size = self._group_of([self._rank, operation.peer])
-        call = _Call(kind, name, size, _count_bytes(operation.tensor), self.phases.clock.now())
+        call = _Call(kind, name, size, count_bytes(operation.tensor), self.phases.clock.now())
         self.calls.append(call)
         return call
 
@@ -290,6 +297,18 @@ class CollectiveRecorder:
         """Return the calls of the step and start with an empty list."""
         taken, self.calls = self.calls, []
         return taken
+
+
+def note_waits(calls: list[_Call], spans: Sequence[tuple[Reading, Reading]], begin: Reading, clock: Any) -> None:
+    """Note that in these intervals the rank waited for the futures of calls that were under way."""
+    at = functools.partial(clock.elapsed_ms, begin)
+    for call in calls:
+        if not call.by_future or call.done is None:
+            continue
+        for first, last in spans:
+            since, until = max(call.started, first, key=at), min(call.done, last, key=at)
+            if at(since) < at(until):
+                call.waits.append((since, until))
 
 
 def make_records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank: int) -> list[CollectiveRecord]:
@@ -319,7 +338,8 @@ def make_records(calls: list[_Call], begin: Reading, clock: Any, step: int, rank
 
 
 @functools.cache  # of torch's own functions, which every run asks for
-def _get_parameter_names(function: Callable[..., Any]) -> list[str]:
+def parameter_names(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments of a function of ``torch.distributed``."""
     try:
         return list(inspect.signature(function).parameters)
     except ValueError:  # a built-in function without a signature, called by position only
@@ -346,7 +366,8 @@ def _with_async_op(
     return args, {**kwargs, "async_op": True}
 
 
-def _count_bytes(tensors: Any) -> int:
+def count_bytes(tensors: Any) -> int:
+    """Bytes of tensors in lists and tuples; anything else has none."""
     if isinstance(tensors, torch.Tensor):
         return tensors.numel() * tensors.element_size()
-    return sum(_count_bytes(tensor) for tensor in tensors) if isinstance(tensors, list | tuple) else 0
+    return sum(count_bytes(tensor) for tensor in tensors) if isinstance(tensors, list | tuple) else 0

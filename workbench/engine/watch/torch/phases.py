@@ -26,7 +26,7 @@ from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.watch.host.clock import Clock, Reading, make_clock
 from workbench.engine.watch.host.intervals import RecordingIntervals
 from workbench.engine.watch.host.phase_spans import NO_PHASE, PhaseKey, PhaseRecorder, compute_spans, compute_union_ms
-from workbench.engine.watch.torch.collectives import CollectiveRecorder, make_records
+from workbench.engine.watch.torch.collectives import CollectiveRecorder, make_records, note_waits
 from workbench.engine.watch.torch.ddp_reducer import DdpReducerReader
 from workbench.rundir.log import RankLogWriter
 
@@ -202,6 +202,7 @@ class PhaseWatch(StepObserver):
         for span in compute_spans(starts, [place for _, place in done.boundaries]):
             self._log.append(PhaseRecord(step=done.step, rank=rank, **span._asdict()))
         if done.recorded:
+            note_waits(done.calls, _find_waits_after_backward(done.boundaries), done.begin, clock)
             rows = make_records(done.calls, done.begin, clock, done.step, rank)
             for row in rows:
                 self._log.append(row)
@@ -248,6 +249,15 @@ class _StepEnd(StepObserver):
 
     def ends(self, step: int) -> None:
         self._watch._end_step()
+
+
+def _find_waits_after_backward(boundaries: list[tuple[Reading, PhaseKey]]) -> list[tuple[Reading, Reading]]:
+    """The intervals of communication that follow backward computation, in which DDP waits."""
+    return [
+        (reading, ended)
+        for (_, before), (reading, place), (ended, _) in zip(boundaries, boundaries[1:], boundaries[2:], strict=False)
+        if place[0] == "communication" and before[0] in ("backward", "monitor")
+    ]
 
 
 def _find_compute_end_ms(starts: list[float], boundaries: list[tuple[Reading, PhaseKey]]) -> float:

@@ -1,0 +1,1 @@
+"""A network emulated around the collectives of a training: ``--network``."""
