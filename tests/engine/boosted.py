@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from tests.engine import models
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import framework
 from workbench.core.records import GradientStats, HistogramStats
 from workbench.engine.base.capabilities import PROTOCOLS
 from workbench.engine.base.workload import Workload
@@ -180,10 +181,20 @@ def capabilities(rank: int, ranks: int, directory: Path, *, plans: list[dict[str
     for number, options in enumerate(plans):
         spec = TrainSpec.from_options({"ranks": ranks, "batch_size": models.BATCH, **options})
         with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=str(number)):
-            strategy = prepared(rank, spec, "plain")
+            strategy = _prepared_by_its_library(rank, spec, options)
             found.append([name.value for name, protocol in PROTOCOLS.items() if isinstance(strategy, protocol)])
             strategy.close()
     return found
+
+
+def _prepared_by_its_library(rank: int, spec: TrainSpec, options: dict[str, Any]) -> Any:
+    if not framework(spec.plan.framework).adopts:
+        return prepared(rank, spec, "plain")
+    from tests.engine import keras_ranks
+
+    strategy = load_strategy(spec)(spec, rank)
+    strategy.prepare(keras_ranks.workload({"ranks": 1, "batch_size": models.BATCH, **options}))
+    return strategy
 
 
 def modules_after_training(rank: int, ranks: int, directory: Path, **arguments: Any) -> list[str]:

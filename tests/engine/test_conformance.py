@@ -184,7 +184,13 @@ ASKED_BY = {
 }
 
 
-PROMISED = [each for each in capability_table().entries if each.asked in ASKED_BY and each.support is Support.WORKS]
+#: those that train models of another library than torch are compared with it: tests/engine/test_tensorflow.py
+OF_TORCH = [each.name for each in usable() if not each.adopts]
+PROMISED = [
+    each
+    for each in capability_table().entries
+    if each.asked in ASKED_BY and each.support is Support.WORKS and each.framework in OF_TORCH
+]
 
 
 @pytest.mark.parametrize("entry", PROMISED, ids=lambda each: f"{each.framework} {each.plugin}-{each.asked}")

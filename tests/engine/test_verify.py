@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.engine.rank_pool import RankPools
-from tests.engine.verified import GPT2, LLAMA, MASKED_GPT2, MLP, Verifier
+from tests.engine.verified import GPT2, KERAS, LLAMA, MASKED_GPT2, MLP, Verifier
 from workbench.core.frameworks import PLUGIN_OPTIONS, Feature, usable
 from workbench.engine.frameworks.torch import schedules
 from workbench.errors import ConfigError
@@ -28,6 +28,8 @@ NOT_ALONE = (
     "ds_config",
 )
 CELLS = {"mlp": MLP, "llama": LLAMA, "gpt2": GPT2}
+#: of frameworks that train models of another library
+OTHER_CELLS = {"tensorflow": {"mlp": KERAS}}
 
 
 def _plans() -> Iterator[Any]:
@@ -59,7 +61,7 @@ def verify(pool: RankPools, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.parametrize("options", list(_plans()))
 def test_a_plan_trains_the_same_as_one_process(options: dict[str, Any], verify: Verifier) -> None:
     """A model that a plan cannot split is refused before the first step."""
-    for name, cell in CELLS.items():
+    for name, cell in OTHER_CELLS.get(options["framework"], CELLS).items():
         try:
             found = verify(cell, **options)
         except ConfigError as refusal:

@@ -28,6 +28,19 @@ x = torch.randn(64, 8)
 dataset = torch.utils.data.TensorDataset(x, (x.sum(1) > 0).long())
 criterion = torch.nn.CrossEntropyLoss()
 """
+KERAS = """
+import keras, numpy as np
+keras.utils.set_random_seed(1)
+model = keras.Sequential([
+    keras.Input((8,)), keras.layers.Dense(16, activation="tanh"), keras.layers.LayerNormalization(),
+    keras.layers.Dense(3),
+])
+optimizer = keras.optimizers.AdamW(1e-2)
+x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+dataset = list(zip(x, (x.sum(1) > 0).astype("int64")))
+mean = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+loss_fn = lambda model, batch: mean(batch[1], model(batch[0]))
+"""
 _TOKENS = """
 import torch, transformers
 torch.manual_seed(1)

@@ -276,6 +276,8 @@ class Framework:
     manager that makes a process a rank (``workbench.engine.base.joined.Joined``). ``packages``: distributions whose
     versions belong into a run's record. ``library``: the module that its ranks import, where an environment may lack
     it, which the extra of the framework's name brings; ``size``: what an environment for it takes, in words.
+    ``adopts``: dotted name of a function of what a cell defines and of the spec, which makes of these what the engine
+    trains ("": cells define models of torch, as recipes do).
     ``joins_once``: a rank meets the others once in its life, so where one is replaced or added, all are started anew.
     ``config_file``: the library's own configuration file, where it has one. ``not_offered``: ways to train that
     its library has and that have no plugin here -> why, and what to use. ``check`` raises ``ConfigError`` for options
@@ -290,6 +292,7 @@ class Framework:
     packages: tuple[str, ...]
     library: str = ""
     size: str = ""
+    adopts: str = ""
     joins_once: bool = False
     config_file: ConfigFile | None = None
     not_offered: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

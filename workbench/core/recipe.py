@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.core import registry
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import framework
 from workbench.core.rules.values import flag_of
 from workbench.errors import ConfigError, suggest
 
@@ -89,6 +90,12 @@ def check_plan(spec: TrainSpec) -> None:
     """Refuse, before a rank does anything, a plan that does not fit the recipe's model. ``ConfigError``."""
     chosen = recipe(spec.recipe)
     plan = spec.plan
+    if framework(plan.framework).adopts:
+        raise ConfigError(
+            f"recipe {chosen.name} has a model of PyTorch, which --framework {plan.framework} does not train: define a "
+            "model of its own in a cell below %%dist_train, or choose another --framework",
+            field="--framework",
+        )
     if chosen.plugins and plan.plugin not in chosen.plugins:
         raise ConfigError(
             f"recipe {chosen.name} trains with {', '.join(chosen.plugins)}, not {plan.plugin}", field="--plugin"

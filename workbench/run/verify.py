@@ -17,7 +17,7 @@ from workbench.cluster.session import Session
 from workbench.core import algorithms
 from workbench.core.cell_source import names_of
 from workbench.core.config import ParallelPlan, TrainSpec
-from workbench.core.frameworks import Capability
+from workbench.core.frameworks import Capability, framework
 from workbench.core.records import EventKind
 from workbench.errors import ConfigError, RunError
 from workbench.events.decode import of_kind
@@ -122,12 +122,22 @@ def _short(spec: TrainSpec, steps: int, cell: str | None) -> TrainSpec:
 
 
 def reference_of(spec: TrainSpec, against: str, precision: str = "fp32") -> TrainSpec:
-    """The training that a plan is compared with. ``ConfigError`` for anything but "single" and "ddp"."""
+    """The training that a plan is compared with, of torch unless the plan trains models of another library.
+    ``ConfigError`` for anything but "single" and "ddp"."""
     if against not in AGAINST:
         raise ConfigError(f"--against {against!r}: use {' or '.join(AGAINST)}", field="--against")
     ranks = spec.plan.ranks if against == DDP else 1
+    own = framework(spec.plan.framework).adopts
+    if own and against == DDP:
+        raise ConfigError(
+            f"--against ddp: torch's DDP does not train a model of --framework {spec.plan.framework}: use --against "
+            f"{SINGLE}",
+            field="--against",
+        )
     options = {name: value for name, value in spec.options().items() if name not in ParallelPlan.__dataclass_fields__}
-    plan = {"framework": "torch", "plugin": "ddp", "ranks": ranks, "sync_batchnorm": spec.plan.sync_batchnorm}
+    plain = framework(spec.plan.framework if own else "torch")
+    plan = {"framework": plain.name, "plugin": plain.plugins[0].name, "ranks": ranks}
+    plan["sync_batchnorm"] = spec.plan.sync_batchnorm
     return TrainSpec.from_options({**options, **plan, "precision": precision, "accumulate": 1})
 
 

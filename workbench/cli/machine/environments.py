@@ -62,10 +62,11 @@ def create(name: str, tell: Callable[[str], object]) -> Path:
     try:
         _run([*uv, "venv", "--quiet", "--python", sys.executable, str(path)], tell)
         _see_this_environment(path)
-        missing = _missing(uv, requirements(found.name), tell)
+        wanted = requirements(found.name)
+        missing = _missing(uv, wanted, tell)
         target = ["--python", str(python_in(path)), "--no-deps", "--no-compile-bytecode"]
         _run([*uv, "pip", "install", *target, *missing], tell, cwd=tempfile.gettempdir())
-        version = _run([str(python_in(path)), "-c", _VERSION, found.library], tell)
+        version = _run([str(python_in(path)), "-c", _VERSION, Requirement(wanted[0]).name], tell)
         record = {"framework": name, "version": version, "of": sys.prefix, "packages": missing, "made": time.time()}
         (path / RECORD).write_text(json.dumps(record))
         is_done = True

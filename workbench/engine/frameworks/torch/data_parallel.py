@@ -86,7 +86,7 @@ class DataParallelStrategy(ReplicatedStrategy):
         """As ``Checkpointable.rank_state``."""
         state = StateLocator(module=self._module, originals=self.originals, mesh=self.mesh, here=self.coordinates)
         scaler = self._scaler if self._scaler.is_enabled() else None
-        return state.rank_state(self._optimizer, scaler=scaler)
+        return state.rank_state(self._optimizer, scaler=scaler, generators=self.generators())
 
     def close(self) -> None:
         if hasattr(self, "model"):

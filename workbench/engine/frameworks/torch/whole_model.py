@@ -51,7 +51,7 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         self.workload = workload
         self.device = rank_device()
         self._module = trained(workload).to(self.device)
-        self._whole = WholeModel(workload, self._module, self.device, self.spec.precision)
+        self._whole = self._make_whole()
         self.originals = Originals(self._module)
         self.norms = BatchNorms(
             self._module,
@@ -74,6 +74,9 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
         self._distribute()
         self.average = self._make_average()
         self._begin()
+
+    def _make_whole(self) -> Any:
+        return WholeModel(self.workload, self._module, self.device, self.spec.precision)
 
     def _make_average(self) -> LossAverage:
         return LossAverage(self.mesh, self.device, self.tell)

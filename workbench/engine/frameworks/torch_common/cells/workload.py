@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import os
+import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from workbench.core.cell_source import OWN_STEP, logged_names
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import framework
 from workbench.core.knobs import Knobs
 from workbench.core.ordered_samples import SettableSamples
 from workbench.core.rules.own_alerts import OwnAlerts
@@ -66,7 +68,8 @@ def workload_from_cell(file: Path, spec: TrainSpec) -> Workload:
     defined = {name: value for name, value in namespace.items() if name not in before or before[name] is not value}
     after_split = make_model(defined, spec)
     namespace |= {name: defined[name] for name in ("model", "optimizer", "lr_scheduler") if name in defined}
-    workload = _workload(defined, spec, knobs)
+    adopts = framework(spec.plan.framework).adopts
+    workload = _workload(pkgutil.resolve_name(adopts)(defined, spec) if adopts else defined, spec, knobs)
     workload.after_split = after_split
     workload.tokenizer = namespace.get("tokenizer")
     workload.cell_state = CellState(namespace, defined, elsewhere=_drawn_by(workload, defined))

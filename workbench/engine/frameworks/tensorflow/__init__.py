@@ -1,0 +1,1 @@
+"""TensorFlow: Keras models, whose gradients are reduced by TensorFlow's own collectives."""
