@@ -21,16 +21,22 @@ from workbench.errors import ConfigError
 
 
 class _Calls(keras.Layer):
-    """Calls a function inside a call of Keras, whose layers are then in training mode, or not, unless they are told."""
+    """Calls a function inside a call of Keras, whose layers are then in training mode, or not, unless they are told.
+    What it raises is kept as ``error``: Keras would put words of its own around it."""
 
     def __init__(self, model: keras.Model) -> None:
         super().__init__(autocast=False)
         self.held = model
         self.compute: Callable[[], Any] = lambda: None
+        self.error: Exception | None = None
 
     def call(self, training: bool | None = None) -> Any:
         """The result of ``compute``."""
-        return self.compute()
+        try:
+            return self.compute()
+        except Exception as error:  # raised where this was called
+            self.error = error
+            return None
 
 
 class KerasLosses:
@@ -56,8 +62,11 @@ class KerasLosses:
                 self._passed = None
 
     def _run(self, compute: Callable[[], Any], *, training: bool) -> Any:
-        self._calls.compute = compute
-        return self._calls(training=training)
+        self._calls.compute, self._calls.error = compute, None
+        found = self._calls(training=training)
+        if self._calls.error is not None:
+            raise self._calls.error
+        return found
 
     def term(
         self,

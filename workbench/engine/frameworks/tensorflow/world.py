@@ -32,7 +32,7 @@ from workbench.errors import ClusterError, CollectiveReleasedError
 
 _JOB, _HOST = "worker", "127.0.0.1"
 #: seconds between looks at a collective that is under way
-_PAUSE_S = 0.0002
+_PAUSE_S = 0.02
 #: seconds between looks whether the others are alive
 _ALIVE_EVERY_S = 0.5
 #: bytes of an element -> the type as which it is broadcast, bit by bit
