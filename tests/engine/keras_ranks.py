@@ -22,14 +22,14 @@ from workbench.engine.frameworks.torch_common.cells.workload import _workload
 from workbench.errors import ConfigError
 
 BATCH, FEATURES, CLASSES = 8, 6, 3
-#: settings of each step: (learning rate, clip, pieces, frozen layers, skipped)
+#: settings of each step: (learning rate, weight decay, clip, pieces, frozen layers, skipped)
 STEERED = (
-    (1e-2, 0.0, 1, (), False),
-    (3e-2, 0.0, 2, (), False),
-    (1e-2, 0.1, 1, (), False),
-    (1e-2, 0.0, 1, ("second",), False),
-    (1e-2, 0.0, 1, (), True),
-    (2e-2, 0.2, 2, (), False),
+    (1e-2, 0.1, 0.0, 1, (), False),
+    (3e-2, 0.1, 0.0, 2, (), False),
+    (1e-2, 0.5, 0.1, 1, (), False),
+    (1e-2, 0.1, 0.0, 1, ("second",), False),
+    (1e-2, 0.1, 0.0, 1, (), True),
+    (2e-2, 0.0, 0.2, 2, (), False),
 )
 _losses = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -93,8 +93,8 @@ def steered(rank: int, ranks: int, directory: Path, *, floatx: str) -> dict[str,
 
     def work(strategy: Any) -> dict[str, Any]:
         found: dict[str, Any] = {"losses": [], "norms": []}
-        for step, (lr, clip, pieces, frozen, skipped) in enumerate(STEERED):
-            strategy._optimizer.param_groups[0]["lr"] = lr
+        for step, (lr, decay, clip, pieces, frozen, skipped) in enumerate(STEERED):
+            strategy._optimizer.param_groups[0] |= {"lr": lr, "weight_decay": decay}
             strategy.set_clip(clip)
             strategy.set_frozen(frozen)
             loss = strategy.forward_backward(_pieces(strategy, step, pieces))
@@ -120,7 +120,7 @@ def _bare(floatx: str) -> dict[str, Any]:
         variables = network.trainable_variables
         optimizer.build(variables)
         losses, norms = [], []
-        for step, (lr, clip, _, frozen, skipped) in enumerate(STEERED):
+        for step, (lr, decay, clip, _, frozen, skipped) in enumerate(STEERED):
             with tf.GradientTape() as tape:
                 loss = loss_fn(network, batch(step))
             of = list(zip(tape.gradient(loss, [each.value for each in variables]), variables, strict=True))
@@ -128,7 +128,7 @@ def _bare(floatx: str) -> dict[str, Any]:
             gradients, norm = [each for each, _ in kept], float(tf.linalg.global_norm([each for each, _ in kept]))
             losses.append(float(loss))
             norms.append(norm)
-            optimizer.learning_rate = lr
+            optimizer.learning_rate, optimizer.weight_decay = lr, decay
             scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
             if not skipped:
                 optimizer.apply([each * scale for each in gradients], [own for _, own in kept])

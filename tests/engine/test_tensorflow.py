@@ -100,7 +100,7 @@ def train(run_keras: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 def test_ranks_train_as_one_process_of_keras_whatever_is_set_meanwhile(
     run_keras: Run, floatx: str, of_losses: float, of_weights: float
 ) -> None:
-    """The learning rate, clipping, accumulation, frozen layers and a step that is skipped."""
+    """The learning rate, weight decay, clipping, accumulation, frozen layers and a step that is skipped."""
     first, second = run_keras(2, f"{RANKS}:steered", floatx=floatx)
     assert first["ranks"] == second["ranks"]
     found, right = first["ranks"], first["keras"]

@@ -75,6 +75,11 @@ def test_a_run_is_steered_and_reported_and_some_of_the_ranks_train(
     alone = train(shell, f"-n 1 {LINE} --steps 8", CELL.replace("MORE", "pass")).wait(timeout=WAIT_S)
     assert alone.metrics()["loss"].iloc[0] == pytest.approx(found["loss"].iloc[0], rel=1e-5)
     assert Session.current() is ranks
+    with pytest.raises(ConfigError, match=r"run\.state_dict\(\) has its weights by name"):
+        run.load_model()
+    assert run.state_dict()["dense.kernel"].shape == (8, 16)
+    with pytest.raises(ConfigError, match="plans of tensorflow are not predicted"):
+        shell.run_cell_magic("dist_plans", "-n 2 --framework tensorflow", CELL)
 
 
 def test_a_rank_that_raises_is_told_and_the_other_leaves_tensorflow(

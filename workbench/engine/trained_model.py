@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from workbench.core.config import TrainSpec
+from workbench.core.frameworks import framework
 from workbench.engine.base.workload import Workload
 from workbench.engine.entry import build_workload
 from workbench.engine.pretrained import lora
@@ -36,6 +37,12 @@ def load_model(
 
 
 def _built(run: Path, spec: TrainSpec) -> Workload:
+    if framework(spec.plan.framework).adopts:
+        raise ConfigError(
+            f"the model of a run of {spec.plan.framework} is none of PyTorch: run.state_dict() has its weights by "
+            "name, for a model that you make yourself",
+            field="model",
+        )
     try:
         with random_numbers_kept():
             workload = build_workload(run, spec)

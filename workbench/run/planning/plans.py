@@ -68,6 +68,12 @@ def plans(
     """
     asked = {**(options or {}), **more}
     given, files = plan_grammar.expanded(asked), plan_grammar.files(asked)
+    name = given.get("framework") or DEFAULT_FRAMEWORK
+    if framework(name).adopts:
+        raise ConfigError(
+            f"plans of {name} are not predicted: what is held and sent is known of models of PyTorch",
+            field="--framework",
+        )
     host = describe_host()
     session = Session.current()
     ranks = int(given.get("ranks") or (session.n if session is not None else default_ranks(host)))
@@ -80,7 +86,7 @@ def plans(
     base = {name: value for name, value in given.items() if name not in plan_grammar.OPTIONS}
     alone = resolve({**base, "ranks": 1}, config=config, cell=cell, default_ranks=1)
     found, refused = _resolved(given, base, ranks, config, cell)
-    session = session_for(ranks, given.get("framework") or DEFAULT_FRAMEWORK)
+    session = session_for(ranks, name)
     model = described(alone, [each.spec for each in found], session)
     machine = calibration(session, alone.spec.precision, measure=calibrate)
     predicted, unpredicted = _predicted(model, found, machine, limit)
@@ -120,7 +126,7 @@ def _resolved(
     found, refused = [], []
     fixed = {name: given[name] for name in PLUGIN_OPTIONS if name in given and name not in ("tp", "pp")}
     # one rank describes the model for all plans: what it cannot import is compared where it alone was asked for
-    compared = [each for each in usable() if is_here(each) or given.get("framework") == each.name]
+    compared = [each for each in usable() if not each.adopts and (is_here(each) or given.get("framework") == each.name)]
     for options in candidates(compared, ranks, given):
         taken = framework(options["framework"]).plugin(options["plugin"]).options
         more = {name: value for name, value in fixed.items() if name in taken}

@@ -33,7 +33,7 @@ TENSORFLOW = Framework(
     joined="workbench.engine.frameworks.tensorflow.ranks:joined",
     packages=("tensorflow-cpu", "keras", "torch"),
     library="tensorflow",
-    size="1.3 GB, in some minutes",
+    size="1.3 GB, of which 300 MB are downloaded",
     adopts="workbench.engine.frameworks.tensorflow.cells:adopted",
     joins_once=True,
 )

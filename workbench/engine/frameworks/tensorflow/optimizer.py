@@ -1,4 +1,5 @@
-"""A Keras optimizer as one of torch: its learning rate is that of a parameter group, its variables are the state."""
+"""A Keras optimizer as one of torch: its learning rate and weight decay are those of a parameter group, its variables
+are the state."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class KerasOptimizer(torch.optim.Optimizer):
         }
         self._read: dict[tuple[torch.Tensor, str], tuple[torch.Tensor, int]] = {}
         self._is_behind = False
-        super().__init__(list(self._mirrors), {"lr": lr})
+        decay = {} if optimizer.weight_decay is None else {"weight_decay": float(optimizer.weight_decay)}
+        super().__init__(list(self._mirrors), {"lr": lr, **decay})
 
     @property
     def state(self) -> Any:
@@ -77,7 +79,9 @@ class KerasOptimizer(torch.optim.Optimizer):
         if given:
             for each, _ in given:
                 each.push()
-            self.keras.learning_rate = self.param_groups[0]["lr"]
+            group = self.param_groups[0]
+            self.keras.learning_rate = group["lr"]
+            self.keras.weight_decay = group.get("weight_decay")
             self.keras.apply([to_tensorflow(gradient) for _, gradient in given], [each.variable for each, _ in given])
             for each, _ in given:
                 each.pull()
@@ -98,5 +102,8 @@ def _slots(optimizer: keras.optimizers.Optimizer, mirrors: list[Mirror]) -> dict
         longest = max((each for each in prefixes if variable.name.startswith(each)), key=len, default="")
         owner = prefixes[longest] if longest else mirrors[0].tensor
         name = variable.name.removeprefix(longest).replace("/", "_")
-        found[owner][_NAMES.get(name, name)] = variable
+        name = _NAMES.get(name, name)
+        while name in found[owner]:  # Adafactor gives several one name
+            name += "_"
+        found[owner][name] = variable
     return found

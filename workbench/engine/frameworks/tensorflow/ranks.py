@@ -61,12 +61,20 @@ def joined(
     """As ``workbench.engine.base.joined.Joined``; ``meeting`` are the other arguments of ``process_group.joined``.
 
     Ranks are in a group of torch beside TensorFlow's server: what the loop tells between ranks, such as commands and
-    the figures of a validation, goes over gloo. Keras gives layers the names of a new process, and the default policy.
+    the figures of a validation, goes over gloo. Keras gives layers the names of a new process, and the default policy;
+    what a cell sets in its configuration is undone.
     """
-    import keras
+    from keras import config, utils
 
     _form(rank, world_size, rendezvous_dir)
+    before = config.floatx(), config.epsilon(), config.image_data_format()
     with ranks.joined(rank, world_size, rendezvous_dir, seed=seed, device_type=device_type, **meeting) as device:
-        keras.utils.clear_session()
-        keras.utils.set_random_seed(seed)
-        yield device
+        utils.clear_session()
+        utils.set_random_seed(seed)
+        try:
+            yield device
+        finally:
+            for change, value in zip(
+                (config.set_floatx, config.set_epsilon, config.set_image_data_format), before, strict=True
+            ):
+                change(value)

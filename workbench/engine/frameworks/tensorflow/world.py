@@ -27,7 +27,7 @@ from tensorflow.python.eager import context
 
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.collectives import record
-from workbench.engine.frameworks.tensorflow.arrays import to_torch
+from workbench.engine.frameworks.tensorflow.arrays import to_numpy, to_torch
 from workbench.errors import ClusterError, CollectiveReleasedError
 
 _JOB, _HOST = "worker", "127.0.0.1"
@@ -203,8 +203,8 @@ class Group:
         seen = record.current()
 
         def run(*called: Any, **options: Any) -> None:
-            host = tensor.detach().to("cpu").contiguous()
-            found = self._worker.result_of(lambda: begin(np.array(host.numpy())))
+            array = np.array(to_numpy(tensor))
+            found = self._worker.result_of(lambda: begin(array))
             tensor.copy_(to_torch(found))
 
         if seen is not None:
