@@ -48,9 +48,9 @@ class PlansMagics(Magics):
         """Predict what each rank holds and sends under every plan, and show the plans, the best first.
 
         It takes the flags of ``%dist_train``, in the line form and in the cell form: ``%dist_plans stdlib-llama -n 4``.
-        Options of the plan that are given (``--plugin``, ``--tp``, ``--pp``, ``--framework``) are kept, the others are
-        varied. Nothing is trained without ``--try``. Returns ``Plans``, which has ``.table()``, ``.ranks_table()``,
-        ``.traffic_table()``, ``.chosen`` and ``.why``.
+        Options of the plan that are given (``--framework``, ``--plugin``, ``--tp``, ``--pp``, ``--cp``) are kept, the
+        others are varied. Nothing is trained without ``--try``. Returns ``Plans``, which has ``.table()``,
+        ``.ranks_table()``, ``.traffic_table()``, ``.chosen`` and ``.why``.
         """
         arguments = parse(self.dist_plans, line)
         source = None if cell is None else self.shell.transform_cell(cell)

@@ -11,6 +11,7 @@ from tests.engine.test_steering import DDP, PP, TP, TRAIN, ZERO, column, done
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
 GEMINI = {"plugin": "gemini", "precision": "bf16"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 MPI = {"framework": "mpi", "plugin": "ddp"}
@@ -31,6 +32,7 @@ PLANS = {
     "ddp-powersgd": ("plain", DDP | {"algorithm": "powersgd:1", "precision": "fp16"}),
     "fsdp": ("gpt2-drop", FSDP | {"clip": 0.5}),
     "fsdp-fp16": ("plain", FSDP | {"precision": "fp16"}),
+    "context": ("gpt2-drop", CONTEXT | {"clip": 0.5}),
     "zero1": ("gpt2-drop", ZERO | {"clip": 0.5}),
     "zero1-noisy": ("noisy", ZERO),
     "zero1-bf16": ("llama", ZERO | {"precision": "bf16"}),
@@ -85,7 +87,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
 @pytest.mark.parametrize(
     "plan",
     [
-        *("ddp-noisy", "torch-noisy", "torch-topk", "torch-diloco", "ddp-streaming", "zero1"),
+        *("ddp-noisy", "torch-noisy", "torch-topk", "torch-diloco", "ddp-streaming", "context", "zero1"),
         *("deepspeed", "deepspeed3", "mpi-fp16", "tp2", "pp2", "stages2"),
     ],
 )
@@ -117,6 +119,8 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("tied", TP, DEEPSPEED3),
         ("tied", DEEPSPEED3, ZERO),
         ("gpt2", FSDP | {"tp": 2}, TP),
+        ("tied", CONTEXT, ZERO),
+        ("gpt2", TP, CONTEXT),
         ("plain", TORCH, DDP | {"algorithm": "topk:1"}),  # the whole gradient, in another way
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(str(entry) for entry in value.values()),

@@ -34,6 +34,7 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {"framework": "torch", "plugin": "hybrid", "pp": 2}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
 GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
@@ -151,6 +152,10 @@ CASES = [
     case(4, "gpt2", tp=2, precision="bf16", tolerance=BF16, **FSDP),
     case(2, "gpt2", precision="bf16", tolerance=BF16, **FSDP),
     case(2, "llama", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **FSDP),
+    *[case(2, model, **CONTEXT) for model in ("llama", "gpt2", "llama-padded", "gpt2-padded")],
+    *[case(4, model, accumulate=2, clip=0.5, **CONTEXT) for model in ("llama", "gpt2")],
+    case(2, "tied", precision="bf16", tolerance=BF16, **CONTEXT),
+    case(2, "gpt2", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **CONTEXT),
     *[case(2, model, **DEEPSPEED) for model in ("gpt2", "tied")],
     case(2, "llama", offload=True, accumulate=2, clip=0.5, **DEEPSPEED),
     case(4, "plain", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **DEEPSPEED),

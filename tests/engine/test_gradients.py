@@ -24,6 +24,7 @@ PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
 MPI = {"framework": "mpi", "plugin": "ddp"}
 ZERO_1, ZERO_2, ZERO_3 = [{"framework": "deepspeed", "plugin": f"zero{stage}"} for stage in (1, 2, 3)]
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
@@ -63,6 +64,8 @@ CASES = [
     (4, "plain", {**FSDP, "accumulate": 2, "replicate": 2}, FP32),
     (2, "gpt2", {**FSDP, "precision": "fp16", "accumulate": 2}, FP16),
     (4, "gpt2", {**FSDP, "tp": 2}, FP32),
+    (2, "gpt2", {**CONTEXT, "accumulate": 2}, FP32),
+    (4, "llama", CONTEXT, FP32),
     (2, "cnn", ZERO_1, FP32),
     (2, "gpt2", {**ZERO_1, "accumulate": 2}, FP32),
     (4, "plain", ZERO_2, FP32),
@@ -86,6 +89,7 @@ WRAPPED = [
     ("compile", "plain", FSDP),
     ("checkpoint", "llama", FSDP),
     ("", "tied", FSDP),
+    ("checkpoint", "llama", CONTEXT),
 ]
 
 

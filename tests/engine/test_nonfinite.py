@@ -22,6 +22,7 @@ STEPS, AT = 4, 3
 DDP, ZERO1, ZERO2 = ({"plugin": plugin} for plugin in ("ddp", "zero1", "zero2"))
 TORCH = {"framework": "torch", "plugin": "ddp"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
+CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
 TP = {"plugin": "hybrid", "tp": 2}
 PP = {"plugin": "hybrid", "pp": 2, "micro_batches": 2}
 STAGES = {**PP, "framework": "torch"}
@@ -36,6 +37,7 @@ CASES = [
     (2, "plain", {"framework": "mpi", "plugin": "ddp", "accumulate": 2}, 1, "plain"),
     (2, "plain", {"framework": "deepspeed", "plugin": "zero3", "accumulate": 2}, 1, "plain"),
     (4, "llama", {**FSDP, "tp": 2}, 3, "llama"),
+    (4, "llama", CONTEXT, 3, "llama"),
     (2, "llama", ZERO1, 1, "llama"),
     (2, "plain", ZERO2, 0, "plain"),
     (2, "llama", {**ZERO1, "precision": "bf16"}, 0, "llama"),

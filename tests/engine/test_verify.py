@@ -65,7 +65,7 @@ def test_a_plan_trains_the_same_as_one_process(options: dict[str, Any], verify: 
         try:
             found = verify(cell, **options)
         except ConfigError as refusal:
-            assert name == "mlp" and options.keys() & {"tp", "pp"}, refusal
+            assert name == "mlp" and options.keys() & {"tp", "pp", "cp"}, refusal
             continue
         assert found.same, str(found)
         assert max(found.losses) > 0 and len(found.layers) > 2
@@ -119,6 +119,15 @@ def test_a_layer_norm_that_tensor_parallel_ranks_do_not_share_is_named(verify: V
     assert found.causes == [
         f"the gradient of {name} is not reduced over tp: the sum of the ranks' parts is the reference"
     ]
+
+
+def test_errors_of_shared_sequences_are_found(verify: Verifier) -> None:
+    found = verify(LLAMA, plant="keys not summed over cp", framework="torch", cp=2)
+    assert found.verdict == "differs" and found.first is not None and found.first.what == "gradient"
+    worst = [each.name.rpartition(".")[0].rpartition(".")[2] for each in found.ranked("gradient")[:2]]
+    assert {"k_proj", "v_proj"} & set(worst), worst
+    blind = verify(LLAMA, plant="no causal mask over cp", framework="torch", cp=2)
+    assert blind.verdict == "differs" and blind.causes[0].startswith("the causal mask is lost")
 
 
 def test_the_causal_mask_that_colossal_ai_loses_is_found(verify: Verifier) -> None:

@@ -184,6 +184,22 @@ def _stale_copy(rank: int) -> None:
     ColossalStrategy.step = step  # type: ignore[method-assign]
 
 
+def _keys_not_summed(rank: int) -> None:
+    """Each context-parallel rank keeps the gradient of keys and values that its own queries give."""
+    from workbench.engine.frameworks.torch.context.positions import Positions
+
+    Positions.summed = Positions.own  # type: ignore[method-assign]
+
+
+def _no_causal_mask(rank: int) -> None:
+    """Context-parallel ranks attend to all positions."""
+    from workbench.engine.frameworks.torch.context import body
+
+    body._causal = lambda mask, positions, dtype: mask.new_zeros((), dtype=dtype).expand(  # type: ignore[assignment]
+        1, 1, positions.last - positions.first, positions.total
+    )
+
+
 PLANTS: dict[str, Callable[[int], None]] = {
     "scale 1/dp twice": _scale_twice,
     "accumulation": _accumulation,
@@ -191,4 +207,6 @@ PLANTS: dict[str, Callable[[int], None]] = {
     "layer norm": _layer_norm,
     "causal mask": _causal_mask,
     "stale copy": _stale_copy,
+    "keys not summed over cp": _keys_not_summed,
+    "no causal mask over cp": _no_causal_mask,
 }

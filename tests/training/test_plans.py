@@ -42,6 +42,7 @@ def test_every_plan_holds_and_sends_what_was_predicted(shell: InteractiveShell, 
         "fsdp tp2",
         "torch hybrid tp2",
         "torch hybrid pp2",
+        "context cp2",
     }
     for error in found.errors():
         what = f"{error.plan}: {error.what} {error.predicted} {error.measured}"

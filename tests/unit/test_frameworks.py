@@ -170,7 +170,10 @@ def test_things_that_the_same_plugins_can_do_share_a_row() -> None:
         ("colossal fsdp2", "fsdp is not available with colossal: .* use --framework torch --plugin fsdp"),
         ("moe2", "moe is not available with colossal: .* A Mixtral trains with --tp 2"),
         ("colossal moe", "moe is not available with colossal"),
-        ("cp2", "cp is not available with torch: .* --sequence-parallel split_gather"),
+        ("torch tp2 cp2", "--tp 2 and --cp 2: no plugin of torch takes them together .*: leave out one of them"),
+        ("cp2 pp2", "--pp 2 and --cp 2: no plugin of torch takes them together"),
+        ("fsdp2 cp2", "--cp 2 needs --plugin context, not fsdp"),
+        ("torch cp2 compile", "--compile needs --plugin ddp or fsdp or hybrid, not context: the layers compute with"),
         ("gemini2 tp2", "--tp 2 needs --plugin hybrid or zero1 or zero2, not gemini"),
         ("zero2 pp2", "--pp 2 needs --plugin hybrid or zero1, not zero2: ZeRO-2 would reduce"),
         (
@@ -193,7 +196,7 @@ def test_what_no_plan_offers_stands_in_the_table() -> None:
     found = capability_table()
     offered = {f"{each.name} {name}" for each in frameworks.usable() for name in each.not_offered}
     of_deepspeed = {"deepspeed ddp", "deepspeed pipeline"}
-    assert offered == {"colossal fsdp", "colossal moe", "torch cp"} | of_deepspeed
+    assert offered == {"colossal fsdp", "colossal moe"} | of_deepspeed
     assert all(any(line.startswith(f"{name} is not offered: ") for line in found.reasons()) for name in offered)
 
 

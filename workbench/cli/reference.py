@@ -192,18 +192,21 @@ def capabilities() -> Iterator[str]:
 
 
 def split_models() -> Iterator[str]:
-    """Models that tensor and pipeline parallelism split, of every framework that does."""
+    """Models that tensor, pipeline and context parallelism split, of every framework that does."""
     yield (
-        "## Models that tensor and pipeline parallelism split\n\nClasses of the transformers library. Losses and "
-        "gradient norms were compared with one process, with padding on either side and without. Any other class, and "
-        "a setting of these that is not trained as one process does, is refused before the first step."
+        "## Models that tensor, pipeline and context parallelism split\n\nClasses of the transformers library. "
+        "Losses and gradient norms were compared with one process, with padding on either side and without. Any other "
+        "class, and a setting of these that is not trained as one process does, is refused before the first step."
     )
     for framework in usable():
         for plugin in framework.plugins:
             rows = [
                 (
                     family.title,
-                    ", ".join(f"`{name}`" + ("" if name in family.pp else " (tp only)") for name in family.tp),
+                    ", ".join(
+                        f"`{name}`" + (" (tp only)" if name in family.tp and name not in family.pp else "")
+                        for name in family.tp or family.cp
+                    ),
                 )
                 for family in plugin.models
             ]

@@ -67,6 +67,7 @@ class ParallelPlan:
     framework's plugins; for Colossal-AI ``ddp``, ``zero1``, ``zero2``, ``gemini`` (data parallel) or ``hybrid`` (``tp``
     tensor parallel times ``pp`` pipeline stages times data parallel, over ``micro_batches`` in the order of
     ``schedule``); ``zero1`` takes these sizes too, ``zero2`` ``tp``.
+    ``cp``: context-parallel ranks share the positions of each sequence.
     ``sync_batchnorm``: batch normalisation uses the statistics of the whole batch, not of each rank's share.
     ``compile``: ``torch.compile`` compiles the model.
     ``replicate``: the data-parallel ranks form this many groups, each of which holds all shards of the model.
@@ -88,6 +89,7 @@ class ParallelPlan:
     plugin: str = "ddp"
     tp: int = 1
     pp: int = 1
+    cp: int = 1
     micro_batches: int = 1
     schedule: str = "1f1b"
     replicate: int = 1
@@ -104,16 +106,16 @@ class ParallelPlan:
         check_own_types(self)
         if self.algorithm:
             object.__setattr__(self, "algorithm", algorithms.normal(self.algorithm))
-        for name in ("ranks", "tp", "pp", "micro_batches", "replicate"):
+        for name in ("ranks", "tp", "pp", "cp", "micro_batches", "replicate"):
             check_least(self, name, 1)
         known = framework_if_usable(self.framework)
         if known is not None:
             known.check_plan(self)
         check(
-            self.ranks % (self.tp * self.pp) == 0,
-            "--tp",
-            f"tp*pp = {self.tp * self.pp} does not divide {self.ranks} ranks: "
-            f"use -n {self.tp * self.pp} (or a multiple), or change --tp and --pp",
+            self.ranks % self.replica_size == 0,
+            "--cp" if self.cp > 1 else "--tp",
+            f"tp*pp*cp = {self.replica_size} does not divide {self.ranks} ranks: "
+            f"use -n {self.replica_size} (or a multiple), or change --tp, --pp and --cp",
         )
         check(
             self.mesh.dp % self.replicate == 0,
@@ -137,8 +139,13 @@ class ParallelPlan:
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh of the ranks: the data-parallel size is ``ranks // (tp * pp)``."""
-        return Mesh(dp=self.ranks // (self.tp * self.pp), pp=self.pp, tp=self.tp)
+        """The mesh of the ranks: the data-parallel size is ``ranks // (tp * pp * cp)``."""
+        return Mesh(dp=self.ranks // self.replica_size, pp=self.pp, tp=self.tp, cp=self.cp)
+
+    @property
+    def replica_size(self) -> int:
+        """How many ranks hold one data-parallel replica."""
+        return self.tp * self.pp * self.cp
 
     def describe(self) -> str:
         """The plan's words, such as ``"tp2 pp2"``, ``"zero2 dp2"`` or ``"torch ddp2"``, which ``parse`` reads."""

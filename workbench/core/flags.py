@@ -119,9 +119,11 @@ FLAGS = (
          help=f"training framework: {', '.join(installed())}"),
     Flag(names=("--plugin",), option="plugin", kind=str, group=SPREAD,
          help=f"parallelism plugin of the framework; {_plugins_in_words()}",
-         default="ddp; hybrid with --tp or --pp"),
+         default="ddp; hybrid with --tp or --pp, context with --cp"),
     Flag(names=("--tp",), option="tp", kind=int, group=SPREAD, help="tensor parallel size"),
     Flag(names=("--pp",), option="pp", kind=int, group=SPREAD, help="pipeline parallel size (stages)"),
+    Flag(names=("--cp",), option="cp", kind=int, group=SPREAD,
+         help="context parallel size: ranks that share the positions of each sequence (torch context)"),
     Flag(names=("--micro-batches",), option="micro_batches", kind=int, group=SPREAD, metavar="M",
          help="micro-batches of a pipeline step", default="--pp"),
     Flag(names=("--schedule",), option="schedule", kind=str, group=SPREAD, metavar="S",
@@ -263,6 +265,7 @@ _ELSEWHERE = {
     "--max-grad-norm": "--clip",
     "--tensor-parallel-size": "--tp",
     "--pipeline-parallel-size": "--pp",
+    "--context-parallel-size": "--cp",
 }
 
 

@@ -81,6 +81,7 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
     {
         "tp": 1,
         "pp": 1,
+        "cp": 1,
         "micro_batches": 1,
         "schedule": "1f1b",
         "replicate": 1,
@@ -96,6 +97,8 @@ PLUGIN_OPTIONS: Mapping[str, int | str] = MappingProxyType(
 )
 
 
+#: options that are sizes over which one replica is spread
+SPLIT = ("tp", "pp", "cp")
 #: options of a plan -> what a plugin needs for them
 _ASKED_BY_OPTION: Mapping[str, Capability | Feature] = MappingProxyType(
     {"pp": Capability.PIPELINED, "compile": Feature.COMPILED}
@@ -124,6 +127,10 @@ class PlanOptions(Protocol):
     @property
     def pp(self) -> int:
         """Pipeline stages."""
+
+    @property
+    def cp(self) -> int:
+        """Ranks that share the positions of a sequence."""
 
     @property
     def micro_batches(self) -> int:
@@ -213,11 +220,12 @@ class ConfigFile:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitModels:
-    """Classes of one family of models (``title``) that ``tp`` and ``pp`` of a plugin split."""
+    """Classes of one family of models (``title``) that ``tp``, ``pp`` and ``cp`` of a plugin split."""
 
     title: str
-    tp: tuple[str, ...]
-    pp: tuple[str, ...]
+    tp: tuple[str, ...] = ()
+    pp: tuple[str, ...] = ()
+    cp: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,9 +237,10 @@ class Plugin:
     ``own_steps``: dotted name of the class that trains a cell with a ``train_step`` ("": this plugin cannot).
     ``capabilities``: what the strategy can do. ``lacks``: why it cannot do the others, one reason for each.
     ``refuses``: why it cannot have a feature; ``untried``: why nobody knows yet whether a feature works. It has those
-    that are in neither. ``models``: those that ``tp`` and ``pp`` split. ``shares``: what its ranks hold and send, for
-    the planner (None: it cannot predict the plugin). ``splits``: dotted name of a function of a workload, sizes
-    of tp and sizes of pp that says, on a rank, how these cut the model (``workbench.planner.model.Splits``).
+    that are in neither. ``models``: those that ``tp``, ``pp`` and ``cp`` split. ``shares``: what its ranks hold and
+    send, for the planner (None: it cannot predict the plugin). ``splits``: dotted name of a function of a workload,
+    sizes of tp and sizes of pp that says, on a rank, how the plugin cuts the model
+    (``workbench.planner.model.Splits``).
     """
 
     name: str
@@ -323,6 +332,7 @@ class Framework:
         """Refuse, with ``ConfigError``, a plan that the framework cannot train."""
         plugin = self.plugin(plan.plugin)
         given = {option: getattr(plan, option) for option in PLUGIN_OPTIONS}
+        self._check_sizes({option: given[option] for option in SPLIT if given[option] > 1})
         for option, value in given.items():
             if value != PLUGIN_OPTIONS[option] and option not in plugin.options:
                 flag = f"--{option.replace('_', '-')}"
@@ -335,6 +345,18 @@ class Framework:
                 cannot = f"is not available with {self.name} {plugin.name}: leave it out, or choose another --framework"
                 raise ConfigError(f"{shown} {needs if able else cannot}", field=flag)
         self.check(plan)
+
+    def _check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Refuse sizes each of which some plugin takes, and that none takes together."""
+        able = {size: [each.name for each in self.plugins if size in each.options] for size in sizes}
+        if all(able.values()) and not any(each.options.issuperset(sizes) for each in self.plugins) and sizes:
+            flags = [f"--{size} {number}" for size, number in sizes.items()]
+            plugins = "; ".join(f"--{size}: {', '.join(names)}" for size, names in able.items())
+            raise ConfigError(
+                f"{' and '.join(flags)}: no plugin of {self.name} takes them together ({plugins}): leave out one of "
+                "them",
+                field=f"--{next(iter(sizes))}",
+            )
 
 
 def check_own_steps(name: str, plugin: str) -> None:

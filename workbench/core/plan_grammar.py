@@ -4,7 +4,7 @@ A plan is words, in any order, separated by spaces or commas::
 
     plan      = { word }
     word      = framework | plugin [ SIZE ] [ ":" algorithm ] | axis SIZE | "mb" COUNT | "replicate" COUNT | switch
-    axis      = "dp" | "tp" | "pp"
+    axis      = "dp" | "tp" | "pp" | "cp"
     switch    = "gpipe" | "interleaved" | "zero-bubble" | "sync-batchnorm" | "no-reshard" | "offload"
               | "auto-placement" | "split-gather" | "ring" | "compile"
     algorithm = NAME [ ":" NUMBER ] [ "+ef" ]
@@ -18,6 +18,7 @@ leaves it to ``-n``. Capital letters count as small ones.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from workbench.core import algorithms
 from workbench.core.frameworks import (
     DEFAULT_FRAMEWORK,
     PLUGIN_OPTIONS,
+    SPLIT,
     Framework,
     PlanOptions,
     ReadConfig,
@@ -41,7 +43,7 @@ from workbench.errors import ConfigError, suggest
 
 #: words with a number -> the option that it sets ("dp" is none: it gives the number of ranks)
 COUNTS: Mapping[str, str] = MappingProxyType(
-    {"dp": "dp", "tp": "tp", "pp": "pp", "mb": "micro_batches", "replicate": "replicate"}
+    {"dp": "dp", "tp": "tp", "pp": "pp", "cp": "cp", "mb": "micro_batches", "replicate": "replicate"}
 )
 #: words without a number -> the option that they set, and its value
 SWITCHES: Mapping[str, tuple[str, Any]] = MappingProxyType(
@@ -110,7 +112,6 @@ _SPELT = {
 }
 #: all options that a plan stands for
 OPTIONS = ("ranks", "framework", "plugin", *PLUGIN_OPTIONS)
-_SPLIT = ("tp", "pp")
 _FIELD = "--plan"
 
 
@@ -209,24 +210,34 @@ def _with_words(options: Mapping[str, Any]) -> dict[str, Any]:
             )
     dp = written.pop("dp", None)
     found = {**given, **written}
-    block = max(1, found.get("tp", 1)) * max(1, found.get("pp", 1))
+    block, product = replica_size(found), "*".join(_sizes(found)) or "tp*pp"
     if dp is not None and given.get("ranks", dp * block) != dp * block:
         raise ConfigError(
-            f"--plan {text!r} is for {dp * block} ranks (dp {dp} x tp*pp {block}), and -n says {given['ranks']}: "
+            f"--plan {text!r} is for {dp * block} ranks (dp {dp} x {product} {block}), and -n says {given['ranks']}: "
             "leave out -n, or the data-parallel size of the plan",
             field="--nproc-per-node",
         )
-    if dp is not None or any(option in written for option in _SPLIT):
+    if dp is not None or any(option in written for option in SPLIT):
         found.setdefault("ranks", (dp or 1) * block)
     return found
+
+
+def replica_size(options: Mapping[str, Any]) -> int:
+    """How many ranks hold one data-parallel replica under a plan with these options."""
+    return math.prod(max(1, int(options.get(option, 1))) for option in SPLIT)
+
+
+def _sizes(options: Mapping[str, Any]) -> list[str]:
+    return [option for option in SPLIT if options.get(option, 1) > 1]
 
 
 def completed(options: Mapping[str, Any]) -> dict[str, Any]:
     """``options`` with the defaults that follow from others: the plugin, and the micro-batches of a pipeline."""
     found = dict(options)
     if "plugin" not in found:
-        chosen = framework(found.get("framework", DEFAULT_FRAMEWORK))
-        found["plugin"] = chosen.plugin_with([option for option in _SPLIT if found.get(option, 1) > 1]).name
+        sizes = _sizes(found)
+        found.setdefault("framework", _framework_that_takes(sizes))
+        found["plugin"] = framework(found["framework"]).plugin_with(sizes).name
     if found.get("pp", 1) > 1:
         found.setdefault("micro_batches", found["pp"])
     return found
@@ -237,8 +248,8 @@ def described(plan: PlanOptions) -> str:
 
     Of an installed framework, they are read back as the same plan, but for the configuration file of a framework.
     """
-    dp = plan.ranks // (plan.tp * plan.pp)
-    sizes = [f"{axis}{getattr(plan, axis)}" for axis in _SPLIT if getattr(plan, axis) > 1]
+    dp = plan.ranks // (plan.tp * plan.pp * plan.cp)
+    sizes = [f"{axis}{getattr(plan, axis)}" for axis in SPLIT if getattr(plan, axis) > 1]
     words = []
     if not (sizes and _is_implied(plan)):
         if plan.framework != _framework_with(plan.plugin, missing=DEFAULT_FRAMEWORK):
@@ -265,7 +276,7 @@ def _is_implied(plan: PlanOptions) -> bool:
     known = framework_if_usable(plan.framework)
     if known is None or plan.framework != DEFAULT_FRAMEWORK:
         return False
-    return known.plugin_with([option for option in _SPLIT if getattr(plan, option) > 1]).name == plan.plugin
+    return known.plugin_with([option for option in SPLIT if getattr(plan, option) > 1]).name == plan.plugin
 
 
 def _words(text: str) -> list[str]:
@@ -331,6 +342,18 @@ def _plugins() -> list[str]:
 def _framework_with(plugin: str, missing: str = "") -> str:
     """The first framework that has a plugin of this name."""
     return next((each.name for each in usable() if plugin in _names(each.plugins)), missing)
+
+
+def _framework_that_takes(options: list[str]) -> str:
+    """The first framework with a plugin that takes all of these options, or else with plugins that take each of them;
+    the default one where there is none."""
+    for each in usable():
+        if each.plugin_with(options).options.issuperset(options):
+            return each.name
+    for each in usable():
+        if all(any(option in plugin.options for plugin in each.plugins) for option in options):
+            return each.name
+    return DEFAULT_FRAMEWORK
 
 
 def _names(plugins: Iterable[Any]) -> list[str]:

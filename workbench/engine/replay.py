@@ -1,6 +1,6 @@
 """Replaying a step that went wrong: its batch, random state and weights, from the run directory, on idle ranks.
 
-One data-parallel replica is enough, so ``tp x pp`` ranks take part. Each reads what the rank of its place in the
+One data-parallel replica is enough, so ``tp x pp x cp`` ranks take part. Each reads what the rank of its place in the
 replica kept, and writes what the replica found beside it.
 """
 
@@ -80,8 +80,8 @@ def _of_replica(mine: dict[str, Any], first: int, mesh: Mesh) -> dict[str, Any]:
     if size > 1:
         dist.all_gather_object(every, mine, group=dist.new_group(backend="gloo"))
     there = [rank for rank in range(size) if every[rank]["finding"] is not None]
-    places = [(mesh.coordinates(rank).pp, mesh.coordinates(rank).tp, every[rank]["finding"]) for rank in there]
-    whose = there[find_origin([(pp, tp, Finding(**found)) for pp, tp, found in places])] if there else None
+    places = [(mesh.coordinates(rank).pp, mesh.peer(mesh.coordinates(rank)), every[rank]["finding"]) for rank in there]
+    whose = there[find_origin([(pp, peer, Finding(**found)) for pp, peer, found in places])] if there else None
     finding = None if whose is None else every[whose]["finding"] | {"rank": first + whose}
     return {"loss": every[-1]["loss"], "logged_loss": every[-1]["logged_loss"], "finding": finding}
 
@@ -89,7 +89,7 @@ def _of_replica(mine: dict[str, Any], first: int, mesh: Mesh) -> dict[str, Any]:
 def spec_of_replica(spec: TrainSpec) -> TrainSpec:
     """The spec of one data-parallel replica alone: its ranks, its share of the batch."""
     mesh = spec.plan.mesh
-    plan = dataclasses.replace(spec.plan, ranks=mesh.tp * mesh.pp, replicate=1)
+    plan = dataclasses.replace(spec.plan, ranks=mesh.replica_size, replicate=1)
     return dataclasses.replace(spec, plan=plan, batch_size=spec.batch_size // mesh.dp)
 
 

@@ -142,7 +142,8 @@ def _thread_names(source: ExportSource, threads: dict[int, set[int]]) -> Iterato
     """The names and the order of ranks and lanes. ``threads``: rank -> its threads."""
     for rank, threads_of_rank in sorted(threads.items()):
         at = source.mesh.coordinates(rank) if rank < source.mesh.world_size else None
-        coordinates = f" (dp {at.dp}, pp {at.pp}, tp {at.tp})" if at else ""
+        of_sequences = f", cp {at.cp}" if source.mesh.cp > 1 and at else ""
+        coordinates = f" (dp {at.dp}, pp {at.pp}{of_sequences}, tp {at.tp})" if at else ""
         yield _metadata("process_name", rank, 0, {"name": f"rank {rank}{coordinates}"})
         yield _metadata("process_sort_index", rank, 0, {"sort_index": rank})
         for thread in sorted(threads_of_rank):

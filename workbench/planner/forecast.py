@@ -13,9 +13,9 @@ from workbench.planner.holdings import (
     Job,
     RankMemory,
     activity_on_stage,
-    is_split,
     memory,
     parts,
+    shared_by,
 )
 from workbench.planner.machine import Machine
 from workbench.planner.model import ModelDescription
@@ -117,8 +117,7 @@ def _pass_s(model: ModelDescription, job: Job, machine: Machine, pp: int) -> flo
     """Seconds of one forward and backward pass of a stage."""
     flops = operations = moved = 0.0
     for item in activity_on_stage(model, job, pp):
-        is_cut = job.split_of(item.module) is not None or is_split(job, item.module)
-        samples = job.samples / (job.plan.tp if is_cut else 1)
+        samples = job.samples / (job.plan.tp if job.split_of(item.module) is not None else shared_by(job, item.module))
         flops += item.flops * samples
         moved += item.moved_bytes * samples
         operations += item.operations

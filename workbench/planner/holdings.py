@@ -78,6 +78,11 @@ class Job:
         return self.batch_size / self.plan.mesh.dp / self.accumulate / micro
 
     @property
+    def replicas(self) -> int:
+        """Ranks whose gradients are reduced together: those of context parallelism hold the same weights."""
+        return self.plan.mesh.dp * self.plan.cp
+
+    @property
     def passes(self) -> int:
         """Forward passes of a rank in one step."""
         return self.accumulate * (self.plan.micro_batches if self.plan.pp > 1 else 1)
@@ -196,7 +201,7 @@ def memory(model: ModelDescription, job: Job, here: Coordinates) -> RankMemory:
             gradients += itemsize * (part.slice_elements if keeps_slices else part.elements)
     buffers = model.buffer_bytes
     is_apart = job.plan.pp > 1 and shares.stages_reduce_apart
-    if job.plan.mesh.dp > 1 and shares.bucket_bytes and not is_apart:
+    if job.replicas > 1 and shares.bucket_bytes and not is_apart:
         buffers += whole_gradient if shares.bucket_bytes == WHOLE else min(whole_gradient, shares.bucket_bytes)
     if job.algorithm is not None and job.plan.mesh.dp > 1:
         buffers += int(job.algorithm.kept_bytes([part.shape for part in held if part.parameter.trained]))
@@ -244,15 +249,16 @@ def activation_bytes(model: ModelDescription, job: Job, pp: int) -> float:
 
     Under 1F1B stage ``s`` of ``p`` keeps those of ``min(micro-batches, p - s)`` micro-batches (Narayanan et al. 2021,
     section 2.2). Between a column-split and a row-split layer a tensor-parallel rank keeps its share (Korthikanti et
-    al. 2022, section 4).
+    al. 2022, section 4). A context-parallel rank keeps its positions, and the keys and values of all.
     """
     if not model.activity:
         return math.nan
     held = activity_on_stage(model, job, pp)
-    once = sum(
-        (item.saved_fixed + item.saved_per_sample * job.samples) / (job.plan.tp if is_split(job, item.module) else 1)
-        for item in held
-    )
+    once = sum((item.saved_fixed + item.saved_per_sample * job.samples) / shared_by(job, item.module) for item in held)
+    shared = job.splits.sequences
+    if shared is not None and job.plan.cp > 1:
+        of_others = 1 - 1 / job.plan.cp
+        once += sum(item.output_bytes * shared.keys.get(item.module, 0) for item in held) * of_others * job.samples
     in_flight = min(job.plan.micro_batches, job.plan.pp - pp) if job.plan.pp > 1 else 1
     return once * in_flight
 
@@ -270,6 +276,14 @@ def activity_on_stage(model: ModelDescription, job: Job, pp: int) -> list[Activi
         if job.is_on_stage(item.module, pp)
         or (is_last and not any(job.is_on_stage(item.module, stage) for stage in stages))
     ]
+
+
+def shared_by(job: Job, module: str) -> int:
+    """Over how many ranks is cut what a module keeps: its heads or features, or the positions of its sequences."""
+    shared = job.splits.sequences
+    if job.plan.cp > 1 and shared is not None and is_within(module, shared.body):
+        return job.plan.cp
+    return job.plan.tp if is_split(job, module) else 1
 
 
 def is_split(job: Job, module: str) -> bool:

@@ -83,12 +83,25 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedSequences:
+    """The module ``body`` in which context-parallel ranks compute for positions of their own. ``keys``: its modules
+    that compute keys and values -> the share of their outputs that these are. ``last``: the module whose outputs are
+    the body's."""
+
+    body: str
+    keys: Mapping[str, float]
+    last: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Splits:
     """How a framework splits this model: ``tp``: module -> its split; ``stages``: pipeline stages -> for each stage
-    the modules that it holds, in order. ``unknown``: why it is not known ("": it is)."""
+    the modules that it holds, in order; ``sequences``: where cp ranks share them. ``unknown``: why it is not known
+    ("": it is)."""
 
     tp: Mapping[str, Split] = field(default_factory=dict)
     stages: Mapping[int, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    sequences: SharedSequences | None = None
     unknown: str = ""
 
 
@@ -155,6 +168,7 @@ def _splits(data: Mapping[str, Any]) -> Splits:
     return Splits(
         tp={module: Split(**item) for module, item in data["tp"].items()},
         stages={int(count): tuple(map(tuple, stages)) for count, stages in data["stages"].items()},
+        sequences=SharedSequences(**data["sequences"]) if data["sequences"] else None,
         unknown=data["unknown"],
     )
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from workbench.core.algorithms import ChosenAlgorithm
 from workbench.core.mesh import Coordinates
 from workbench.planner.holdings import Job, Part, activity_on_stage, parts
-from workbench.planner.model import COLUMN, HEAD, ROW, VOCABULARY, Activity, ModelDescription, is_within
+from workbench.planner.model import (
+    COLUMN,
+    HEAD,
+    ROW,
+    VOCABULARY,
+    Activity,
+    ModelDescription,
+    SharedSequences,
+    is_within,
+)
 
 #: DistributedDataParallel's default size of a bucket
 _BUCKET_BYTES = 25 * 2**20
@@ -17,7 +26,8 @@ _BUCKET_BYTES = 25 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Collectives of one kind over one axis of the mesh ("dp", "tp", "pp") in one step of one rank.
+    """Collectives of one kind over one axis of the mesh ("dp", "tp", "pp", "cp"), or over all ranks ("world"), in one
+    step of one rank.
 
     ``calls``: how many, on average; ``bytes``: of all of them, counted as ``CollectiveRecord.bytes``.
     ``beside_backward``: they can run while the backward pass goes on.
@@ -38,12 +48,14 @@ def traffic(model: ModelDescription, job: Job, here: Coordinates) -> list[Traffi
         found += _of_tensor_parallel(model, job, here)
     if job.plan.pp > 1 and model.activity:
         found += _of_stages(model, job, here)
+    if job.plan.cp > 1 and model.activity and job.splits.sequences is not None:
+        found += _of_sequences(model, job, job.splits.sequences)
     return [item for item in found if item.bytes]
 
 
 def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterator[Traffic]:
     """Gradients are reduced once a step, whatever is accumulated; parts of parameters are gathered."""
-    dp, shares = job.plan.mesh.dp, job.shares
+    dp, shares = job.replicas, job.shares
     if dp == 1:
         return
     held = list(parts(model, job, here))
@@ -61,7 +73,7 @@ def _of_replicas(model: ModelDescription, job: Job, here: Coordinates) -> Iterat
     reductions = job.passes if shares.gradients else 1  # a slice takes no whole gradient to add to
     yield Traffic(
         kind="reduce_scatter" if shares.gradients else "all_reduce",
-        axis="dp",
+        axis="dp" if job.plan.cp == 1 else "cp" if job.plan.mesh.dp == 1 else "world",
         ranks=dp,
         calls=buckets * reductions,
         bytes=reduced * reductions,
@@ -146,6 +158,18 @@ def _of_tensor_parallel(model: ModelDescription, job: Job, here: Coordinates) ->
     times = job.passes
     yield Traffic(kind="all_reduce", axis="tp", ranks=tp, calls=sums * times, bytes=summed * job.samples * times)
     yield Traffic(kind="all_gather", axis="tp", ranks=tp, calls=gathers * times, bytes=gathered * job.samples * times)
+
+
+def _of_sequences(model: ModelDescription, job: Job, shared: SharedSequences) -> Iterator[Traffic]:
+    """Per forward pass each attention gathers keys and values, and the outputs of the body are gathered; the backward
+    pass sums the gradients of keys and values (Grattafiori et al. 2024, section 3.3.2)."""
+    cp, outputs = job.plan.cp, {item.module: item.output_bytes for item in model.activity[job.mode]}
+    keys = sum(outputs.get(module, 0.0) * share for module, share in shared.keys.items())
+    attentions = len({module.rpartition(".")[0] for module in shared.keys})
+    times, samples = job.passes, job.samples * job.passes
+    gathered = (keys + outputs.get(shared.last, 0.0)) * samples
+    yield Traffic(kind="all_gather", axis="cp", ranks=cp, calls=(attentions + 1) * times, bytes=gathered)
+    yield Traffic(kind="reduce_scatter", axis="cp", ranks=cp, calls=attentions * times, bytes=keys * samples)
 
 
 def _padding(model: ModelDescription, job: Job, head: Activity) -> float:

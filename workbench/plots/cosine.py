@@ -43,7 +43,7 @@ def columns(store: Store, cursor: Cursor | None, chosen: int | None = None) -> t
     read, before = cursor or (None, None)
     table, _, read = rows.combined(store, read)
     steps, cosines, kinds = replica_cosines(table, store.mesh)
-    size = store.mesh.tp * store.mesh.pp
+    size = store.mesh.replica_size
     replica = None if chosen is None else chosen // size
     band = store.mesh.world_size > rows.MOST_LINES
     out = {"step": steps.astype(float), **rows.lines(cosines, "cosine", replica, band=band)}
@@ -82,7 +82,7 @@ def replica_cosines(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray,
     known = np.flatnonzero((table["scope"] == "local") & ~np.isnan(table["cosine"]))
     if mesh.dp < 2 or not known.size:
         return np.empty(0, dtype=int), np.empty((mesh.dp, 0)), []
-    replica = table["rank"][known] // (mesh.tp * mesh.pp)
+    replica = table["rank"][known] // mesh.replica_size
     first = rows.begins(table["step"][known], table["layer"][known], replica)
     known, replica = known[first], replica[first]
     step, own = table["step"][known], table["norm"][known]

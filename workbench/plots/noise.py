@@ -88,10 +88,10 @@ def squared_norms(table: Columns, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, n
     is_local = table["scope"] == "local"
     of_both = set(table["layer"][is_local].tolist())
     is_reduced = ~is_local & np.array([layer in of_both for layer in table["layer"].tolist()])
-    first = rows.begins(table["step"], table["scope"], table["layer"], table["rank"] // (mesh.tp * mesh.pp))
+    first = rows.begins(table["step"], table["scope"], table["layer"], table["rank"] // mesh.replica_size)
     local, reduced = np.flatnonzero(is_local & first), np.flatnonzero(is_reduced & first)
     reduced = reduced[rows.begins(table["step"][reduced], table["layer"][reduced])]
-    replica = table["rank"][local] // (mesh.tp * mesh.pp)
+    replica = table["rank"][local] // mesh.replica_size
     small_at, small = rows.table_of(table["step"][local], replica, table["norm"][local] ** 2, mesh.dp)
     big_at, big = rows.table_of(table["step"][reduced], np.zeros_like(reduced), table["norm"][reduced] ** 2, 1)
     both, in_small, in_big = np.intersect1d(small_at, big_at, return_indices=True)

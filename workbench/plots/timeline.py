@@ -80,7 +80,7 @@ def _shown_ranks(store: Store, chosen: int | None) -> np.ndarray:
     if ranks <= MOST_RANKS:
         return np.arange(ranks)
     slowest = judged(store).slow_rank
-    block = store.mesh.tp * store.mesh.pp
+    block = store.mesh.replica_size
     wanted = set() if slowest is None else {slowest}
     if chosen is not None and chosen < ranks:
         wanted |= set(range(chosen // block * block, chosen // block * block + min(block, MOST_RANKS // 2)))

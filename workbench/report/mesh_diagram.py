@@ -37,11 +37,12 @@ class LayersOfRanks:
 def draw_mesh(mesh: Mesh) -> str:
     """Draw the mesh as an SVG; "" for more than ``MAX_DRAWN_RANKS`` ranks.
 
-    Each data-parallel replica is a block with one row per pipeline stage and one box per tensor-parallel rank.
+    Each data-parallel replica is a block with one row per pipeline stage and one box per tensor- or context-parallel
+    rank.
     """
     if mesh.world_size > MAX_DRAWN_RANKS:
         return ""
-    block_width = mesh.tp * (_BOX + _GAP) + _GAP
+    block_width = mesh.peers * (_BOX + _GAP) + _GAP
     per_row = max(1, min(mesh.dp, 720 // (block_width + 10)))
     block_height = mesh.pp * (_BOX + _GAP) + _GAP
     parts = []
@@ -54,11 +55,10 @@ def draw_mesh(mesh: Mesh) -> str:
             y = top + _GAP + stage * (_BOX + _GAP)
             if replica % per_row == 0 and mesh.pp > 1:
                 parts.append(f'<text class="t" x="2" y="{y + _BOX / 2 + 4}">stage {stage}</text>')
-            for tp_rank in range(mesh.tp):
-                rank = mesh.rank(dp=replica, pp=stage, tp=tp_rank)
-                parts.append(
-                    _draw_box(left + _GAP + tp_rank * (_BOX + _GAP), y, rank, tp_rank if mesh.tp > 1 else None)
-                )
+            for peer in range(mesh.peers):
+                rank = mesh.rank(dp=replica, pp=stage) + peer
+                label = f"{'cp' if mesh.cp > 1 else 'tp'} {peer}" if mesh.peers > 1 else ""
+                parts.append(_draw_box(left + _GAP + peer * (_BOX + _GAP), y, rank, label))
     width = _MARGIN + per_row * (block_width + 10)
     height = 22 + -(-mesh.dp // per_row) * (block_height + 30)
     description = html.escape(describe_mesh(mesh), quote=True)
@@ -75,22 +75,20 @@ def describe_mesh(mesh: Mesh) -> str:
         parts.append(f"{mesh.dp} data-parallel replicas, each with a part of the batch")
     if mesh.pp > 1:
         parts.append(f"{mesh.pp} pipeline stages, each with a part of the layers")
+    if mesh.cp > 1:
+        parts.append(f"each sequence shared by {mesh.cp} context-parallel ranks")
     if mesh.tp > 1:
         parts.append(f"each layer sharded over {mesh.tp} tensor-parallel ranks")
     return ": ".join([parts[0], "; ".join(parts[1:])]) + "." if parts[1:] else f"{parts[0]}."
 
 
-def _draw_box(x: float, y: float, rank: int, tp_rank: int | None) -> str:
+def _draw_box(x: float, y: float, rank: int, label: str) -> str:
     middle = x + _BOX / 2
-    tp_label = (
-        f'<text class="s" x="{middle}" y="{y + 36}" text-anchor="middle">tp {tp_rank}</text>'
-        if tp_rank is not None
-        else ""
-    )
+    place = f'<text class="s" x="{middle}" y="{y + 36}" text-anchor="middle">{label}</text>' if label else ""
     return (
         f'<rect x="{x}" y="{y}" width="{_BOX}" height="{_BOX}" rx="6" fill="{theme.rank_colour(rank)}" '
         f'fill-opacity=".22" stroke="{theme.rank_colour(rank)}"/>'
-        f'<text class="r" x="{middle}" y="{y + (22 if tp_label else 28)}" text-anchor="middle">{rank}</text>{tp_label}'
+        f'<text class="r" x="{middle}" y="{y + (22 if label else 28)}" text-anchor="middle">{rank}</text>{place}'
     )
 
 

@@ -56,14 +56,15 @@ class LoggedEvent:
 class RankData:
     """The last known state of a rank.
 
-    ``dp``, ``pp``, ``tp``: its coordinates in the mesh. ``pid`` and ``host`` are None if the log does not contain them.
-    ``cpu_percent`` is a mean over the run; ``gpu_memory_bytes`` and ``rss_bytes`` are the last samples.
+    ``dp``, ``pp``, ``cp``, ``tp``: its coordinates in the mesh. ``pid`` and ``host`` are None if the log does not
+    contain them. ``cpu_percent`` is a mean over the run; ``gpu_memory_bytes`` and ``rss_bytes`` are the last samples.
     """
 
     rank: int
     dp: int
     pp: int
     tp: int
+    cp: int
     state: str
     last_step: int
     device: str = ""
@@ -335,6 +336,7 @@ def _rank_data(store: Store, mesh: Mesh, logged_events: list[LoggedEvent]) -> li
                 dp=coordinates.dp,
                 pp=coordinates.pp,
                 tp=coordinates.tp,
+                cp=coordinates.cp,
                 state=states.get(rank, "no log"),
                 last_step=int(rank_steps.max()) if rank_steps.size else 0,
                 **samples,

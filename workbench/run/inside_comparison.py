@@ -112,7 +112,7 @@ def compare_inside(
         reason = run.plan.why_unavailable(Capability.INSPECTABLE)
         if reason:
             raise ConfigError(f"run {run.name!r} cannot be compared inside: {reason}", field="RUN")
-    sizes = [run.plan.mesh.tp * run.plan.mesh.pp for run in pair]
+    sizes = [run.plan.mesh.replica_size for run in pair]
     needed = max(begin + size for begin, size in zip(begins, sizes, strict=True))
     if min(begins) < 0 or (b is None and abs(begins[0] - begins[1]) < sizes[0]):
         raise ConfigError(

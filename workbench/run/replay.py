@@ -70,7 +70,7 @@ def replay(run: Path, spec: TrainSpec, step: int | None = None, rank: int | None
     """
     directory = find_kept(run, step, rank)
     about = read_fault(directory)
-    size = spec.plan.mesh.tp * spec.plan.mesh.pp
+    size = spec.plan.mesh.replica_size
     asked = int(directory.parent.name.removeprefix("rank-"))
     first = asked // size * size
     session = Session.current() or Session.up(size)

@@ -17,7 +17,7 @@ from workbench.core.cell_source import OWN_STEP, check_cell, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, check_types, read_spec_options
 from workbench.core.controls import BEST
 from workbench.core.flags import FLAGS
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, check_own_steps, framework
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, SPLIT, check_own_steps, framework
 from workbench.core.plans.requirements import check_capabilities
 from workbench.core.recipe import check_options, check_plan, recipe, with_absolute_paths
 from workbench.errors import ConfigError, RunDirectoryError
@@ -25,8 +25,6 @@ from workbench.rundir import checkpoints
 from workbench.rundir.directory import CELL_FILE, recall_algorithm
 from workbench.rundir.state import find
 
-#: options that split a model over ranks; only some plugins take them
-_SPLIT = ("tp", "pp")
 #: options whose values in force are stored in a checkpoint
 _KEPT_SETTINGS = ("clip", "accumulate")
 
@@ -55,9 +53,9 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     """Return ``base`` overridden by ``overrides``, without those options of the base's plan that conflict with them.
 
     These options of the base are removed, and take their defaults in ``resolve``: options that a plugin in
-    ``overrides`` does not take (tp with ``--plugin ddp``); a plugin that does not take the ``tp`` or ``pp`` in
+    ``overrides`` does not take (tp with ``--plugin ddp``); a plugin that does not take the ``tp``, ``pp`` or ``cp`` in
     ``overrides`` (``ddp`` with ``--tp 2``); the plugin of another framework; micro-batches that are fewer than the new
-    number of stages, or that one stage does not need; and a number of ranks that the new ``tp * pp`` does not divide.
+    number of stages, or that one stage does not need; and a number of ranks that the new sizes do not divide.
     Contradictions within ``base`` or within ``overrides`` are kept and raise an error later. A plan in words
     (``overrides["plan"]``) replaces all options of the base's plan but the number of ranks.
     """
@@ -71,12 +69,12 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     name = overrides.get("framework", base.get("framework", DEFAULT_FRAMEWORK))
     chosen = framework(name)
     other_plan = "plugin" in overrides or name != base.get("framework", DEFAULT_FRAMEWORK)
-    split = [option for option in _SPLIT if overrides.get(option, 1) > 1]
+    split = [option for option in SPLIT if overrides.get(option, 1) > 1]
     if not other_plan and "plugin" in kept:
         other_plan = not chosen.plugin(kept["plugin"]).options.issuperset(split)
     if other_plan:
         kept.pop("plugin", None)
-        split += [option for option in _SPLIT if option not in overrides and kept.get(option, 1) > 1]
+        split += [option for option in SPLIT if option not in overrides and kept.get(option, 1) > 1]
         plugin = chosen.plugin(overrides["plugin"]) if "plugin" in overrides else chosen.plugin_with(split)
         for option in PLUGIN_OPTIONS.keys() - plugin.options:
             kept.pop(option, None)
@@ -94,13 +92,8 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
 
 
 def _divides(options: Mapping[str, Any]) -> bool:
-    """Return whether tp * pp divides the number of ranks."""
-    return options["ranks"] % _block(options) == 0
-
-
-def _block(options: Mapping[str, Any]) -> int:
-    """Return tp * pp, the number of ranks that hold one copy of the model."""
-    return int(max(1, options.get("tp", 1)) * max(1, options.get("pp", 1)))
+    """Return whether tp * pp * cp divides the number of ranks."""
+    return options["ranks"] % plan_grammar.replica_size(options) == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,8 +263,8 @@ def _spec(options: dict[str, Any], default_ranks: int) -> TrainSpec:
 
 
 def _fitting_ranks(options: dict[str, Any], most: int) -> int:
-    """Return the default number of ranks: the largest multiple of tp * pp, up to ``most``, that can split the batch."""
-    block = _block(options)
+    """Return the default number of ranks: the most replicas, on at most ``most`` ranks, that can split the batch."""
+    block = plan_grammar.replica_size(options)
     parts_per_rank = max(1, int(options.get("accumulate", 1))) * max(1, int(options.get("micro_batches", 1)))
     batch = int(options.get("batch_size", TrainSpec.batch_size))
     fits = [dp for dp in range(1, most // block + 1) if batch % (dp * parts_per_rank) == 0]

@@ -79,12 +79,12 @@ def global_metrics(steps: Columns, mesh: Mesh, absent: int = 0) -> Columns:
     with np.errstate(invalid="ignore", divide="ignore"):
         loss = total(np.where(has_loss, steps["loss"], 0.0)) / total(has_loss.astype(float))
         grad_norm = np.where(reported >= mesh.world_size, np.sqrt(total(steps["grad_sq"])), np.nan)
-        # each replica's tokens once: on the first rank of its tp x pp block
-        speaks = rank % (mesh.tp * mesh.pp) == 0
+        # each replica's tokens once: on its first rank
+        speaks = rank % mesh.replica_size == 0
         tokens = total(np.where(speaks, steps["tokens"], 0))
         slowest = largest(steps["step_time_ms"])
         clip = largest(steps["clip"])
-        tps = tokens / (slowest / 1e3) / (total(speaks.astype(float)) * mesh.tp * mesh.pp)
+        tps = tokens / (slowest / 1e3) / (total(speaks.astype(float)) * mesh.replica_size)
     columns = {
         "step": numbers,
         "time": largest(steps["time"]),
@@ -121,7 +121,7 @@ def clipped(norm: np.ndarray, clip: np.ndarray) -> np.ndarray:
 
 def _is_stage_without_loss(rank: np.ndarray, mesh: Mesh) -> np.ndarray:
     """Ranks that are not on the last pipeline stage."""
-    return (rank // mesh.tp) % mesh.pp != mesh.pp - 1
+    return (rank // mesh.peers) % mesh.pp != mesh.pp - 1
 
 
 def metrics_frame(
@@ -158,7 +158,7 @@ def _own_metrics(steps: Columns, mesh: Mesh, *, per_rank: bool, cost: Cost | Non
     own["grad_norm"] = np.sqrt(steps["grad_sq"])
     own["grad_norm_clipped"] = np.nan  # a limit is for the global norm
     with np.errstate(divide="ignore"):
-        own["tps"] = steps["tokens"] / (steps["step_time_ms"] / 1e3) / (mesh.tp * mesh.pp)
+        own["tps"] = steps["tokens"] / (steps["step_time_ms"] / 1e3) / mesh.replica_size
     whole.insert(1, "rank", -1)
     rows = pd.concat([whole, own]) if len(own) else whole
     return _with_speed(rows.sort_values(["step", "rank"], ignore_index=True)[list(whole.columns)], mesh, cost)

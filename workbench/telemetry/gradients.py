@@ -88,7 +88,7 @@ class _Keys:
         self.step, self.rank = (np.asarray(rows[name], dtype=np.int64) for name in ("step", "rank"))
         self.scope = np.asarray(rows["scope"], dtype=object)
         self.layer, self.layers = _codes(rows["layer"])
-        self.block = mesh.tp * mesh.pp
+        self.block = mesh.replica_size
         self._ranks = int(self.rank.max(initial=0)) + 1
         self._count = max(1, self.layers.size)
 
@@ -204,9 +204,9 @@ def once_per_element(raw: pd.DataFrame, mesh: Mesh) -> pd.DataFrame:
 
 
 def _coordinates(rank: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rest, tp = np.divmod(rank, mesh.tp)
+    rest, peer = np.divmod(rank, mesh.peers)
     dp, pp = np.divmod(rest, mesh.pp)
-    return dp, pp, tp
+    return dp, pp, peer % mesh.tp
 
 
 def _once(rows: Mapping[Any, Any], mesh: Mesh) -> np.ndarray:

@@ -47,7 +47,7 @@ def noise_scale(rows: Columns, mesh: Mesh, batch_size: int, *, window: int | Non
     once = table.drop_duplicates(["step", "layer", "scope", "norm"])
     reduced = _sums(once[once["scope"] == "reduced"].drop_duplicates(["step", "layer"]))
     of_replica = table[table["scope"] == "local"].assign(
-        replica=lambda f: f["rank"] // (mesh.tp * mesh.pp), square=lambda f: f["norm"] ** 2
+        replica=lambda f: f["rank"] // mesh.replica_size, square=lambda f: f["norm"] ** 2
     )
     of_replica = of_replica.drop_duplicates(["step", "layer", "replica"])
     counted = of_replica.groupby("step").agg(local_sq=("square", "sum"), count=("square", "count"))
@@ -97,7 +97,7 @@ def similarity(
     table = table[table["layer"] == _known(layer, table)] if layer is not None else table
     complete = table.dropna(subset=["cosine"]).groupby("step")["layer"].nunique()
     chosen = table[table["step"] == _chosen_step(complete, table["layer"].nunique(), step)]
-    chosen = chosen.assign(replica=chosen["rank"] // (mesh.tp * mesh.pp)).drop_duplicates(["replica", "layer"])
+    chosen = chosen.assign(replica=chosen["rank"] // mesh.replica_size).drop_duplicates(["replica", "layer"])
     square = (
         chosen.assign(
             own=chosen["norm"] ** 2,

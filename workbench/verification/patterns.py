@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from workbench.core.mesh import AXES
 from workbench.verification.evidence import Evidence, factor, listed
 
 #: factors that are told apart
 _ALIKE = 1e-2
+#: axes over which gradients are reduced
+_REDUCED = ("tp", "cp", "dp")
 
 
 def of_gradients(evidence: Evidence) -> list[str]:
@@ -42,7 +45,7 @@ def _unreduced(evidence: Evidence) -> tuple[list[str], set[str]]:
     found: dict[str, list[str]] = {}
     apart: list[str] = []
     for name in evidence.gradients:
-        texts = [_partial(evidence, name, axis) for axis in ("tp", "dp") if getattr(evidence.plan.mesh, axis) > 1]
+        texts = [_partial(evidence, name, axis) for axis in _REDUCED if getattr(evidence.plan.mesh, axis) > 1]
         text = next((text for text in texts if text), "")
         if text:
             found.setdefault(text, []).append(name)
@@ -63,7 +66,7 @@ def _groups(evidence: Evidence, name: str, axis: str) -> Iterator[np.ndarray]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for rank in held:
         here = evidence.plan.mesh.coordinates(rank)
-        groups.setdefault(tuple(getattr(here, other) for other in ("dp", "pp", "tp") if other != axis), []).append(rank)
+        groups.setdefault(tuple(getattr(here, other) for other in AXES if other != axis), []).append(rank)
     for ranks in groups.values():
         places = [held[rank][0] for rank in ranks]
         if len(ranks) > 1 and all(np.array_equal(places[0], place) for place in places):
@@ -77,7 +80,7 @@ def _spread_out(evidence: Evidence, name: str, place: np.ndarray, values: np.nda
 
 
 def _copies_differ(evidence: Evidence, name: str) -> bool:
-    axes = [axis for axis in ("tp", "dp") if getattr(evidence.plan.mesh, axis) > 1]
+    axes = [axis for axis in _REDUCED if getattr(evidence.plan.mesh, axis) > 1]
     scale = max(float(np.linalg.norm(evidence.right("gradient", name))), 1e-30)
     return any(
         float(np.linalg.norm(copies - copies[:1], axis=1).max()) > evidence.tolerance("gradient", name) * scale
@@ -115,6 +118,9 @@ def _factors(evidence: Evidence) -> Iterator[tuple[float, str]]:
     if mesh.dp > 1:
         yield 1 / mesh.dp, f"averaged twice over dp ({mesh.dp} replicas)"
         yield float(mesh.dp), f"summed over dp ({mesh.dp} replicas) where it is to be averaged"
+    if mesh.cp > 1:
+        yield 1 / mesh.cp, f"divided by cp ({mesh.cp} ranks), over which it is to be summed"
+        yield float(mesh.cp), f"counted once for each of the {mesh.cp} cp ranks"
     if mesh.tp > 1:
         yield 1 / mesh.tp, f"divided by tp ({mesh.tp} ranks), over which it is to be summed"
         yield float(mesh.tp), f"counted once for each of the {mesh.tp} tp ranks"

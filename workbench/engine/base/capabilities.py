@@ -187,7 +187,7 @@ class Replayable(Protocol):
     def rerun(self, pieces: Sequence[Batch], seen: Callable[[torch.Tensor], None]) -> torch.Tensor | None:
         """``forward_backward`` once more, without any effect on weights, gradients and buffers; returns the same loss.
 
-        ``seen`` is given each loss before its backward pass. Collective over a replica's ranks (tp, pp); it reduces
+        ``seen`` is given each loss before its backward pass. Collective over a replica's ranks (tp, pp, cp); it reduces
         nothing over data-parallel ones. Random generators are the caller's business."""
 
 
@@ -213,7 +213,7 @@ class Evaluating(Protocol):
 
     def forward(self, batch: Batch) -> Any:
         """Outputs of the model for ``batch`` without gradients, in evaluation mode. Collective over a replica's ranks
-        (tp, pp); None on pipeline stages that are not the last."""
+        (tp, pp, cp); None on pipeline stages that are not the last."""
 
 
 @runtime_checkable
@@ -221,8 +221,8 @@ class Gathering(Protocol):
     """Has its weights in parts, which all ranks put together before one of them computes by itself."""
 
     def gathered(self) -> AbstractContextManager[None]:
-        """While entered, ranks compute with the model without each other (but over tp and pp). Every rank enters and
-        leaves it, collectively; entered again inside, it does nothing."""
+        """While entered, ranks compute with the model without each other (but over tp, pp and cp). Every rank enters
+        and leaves it, collectively; entered again inside, it does nothing."""
 
 
 def gathered(strategy: Any) -> AbstractContextManager[None]:
@@ -278,8 +278,8 @@ class Validating(Evaluating, Protocol):
 
     def evaluated(self, batch: Batch, *, outputs: bool = False) -> tuple[Any, BatchLoss] | None:
         """Outputs of the model for ``batch`` (None unless ``outputs``) and its loss, without gradients, in evaluation
-        mode. Collective over a replica's ranks (tp, pp), and over no others; None on pipeline stages that are not the
-        last. ``ConfigError`` when there are no outputs: ``loss_fn`` did not call the model."""
+        mode. Collective over a replica's ranks (tp, pp, cp), and over no others; None on pipeline stages that are not
+        the last. ``ConfigError`` when there are no outputs: ``loss_fn`` did not call the model."""
 
     def evaluation(self) -> AbstractContextManager[torch.nn.Module]:
         """While entered, the user's model, which it gives, is in evaluation mode and computes without gradients, in the

@@ -89,7 +89,7 @@ class NonfiniteGuard(StepObserver):
         self._generators = RandomGenerators({**of_model, **generators})
         self._batch: Batch = None
         self._random_state = self._generators.capture()
-        self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.tp
+        self._ranks_with_loss = spec.plan.mesh.dp * spec.plan.mesh.peers
         self._spikes = SpikeFinder()
         self._overflow_steps = 0
         self._nonfinite_steps = 0
@@ -198,11 +198,12 @@ class NonfiniteGuard(StepObserver):
     def _find_origins(self, findings: list[dict[str, Any] | None]) -> dict[int, int]:
         """Map each data-parallel replica that has a fault to the rank on which it began."""
         found: dict[int, int] = {}
-        where = [self._strategy.mesh.coordinates(rank) for rank in range(len(findings))]
+        mesh = self._strategy.mesh
+        where = [mesh.coordinates(rank) for rank in range(len(findings))]
         for dp in {place.dp for place in where}:
             ranks = [rank for rank, finding in enumerate(findings) if finding is not None and where[rank].dp == dp]
             if ranks:
-                parts = [(where[rank].pp, where[rank].tp, Finding(**findings[rank])) for rank in ranks]  # type: ignore[arg-type]
+                parts = [(where[rank].pp, mesh.peer(where[rank]), Finding(**findings[rank])) for rank in ranks]  # type: ignore[arg-type]
                 found[dp] = ranks[find_origin(parts)]
         return found
 

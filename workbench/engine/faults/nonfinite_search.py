@@ -166,16 +166,16 @@ class NonfiniteSearch(AbstractContextManager["NonfiniteSearch"]):
 def find_origin(found: Sequence[tuple[int, int, Finding]]) -> int:
     """Index of the finding that may have caused all others.
 
-    ``found``: (pipeline stage, tensor-parallel rank, finding) for the ranks of one replica. Findings of the forward
-    pass precede those of the backward pass. Non-finite values travel to later stages in the forward pass and to earlier
-    stages in the backward pass. Tensor-parallel ranks make the same calls in the same order.
+    ``found``: (pipeline stage, the rank's number among those of the stage, finding) for the ranks of one replica.
+    Findings of the forward pass precede those of the backward pass. Non-finite values travel to later stages in the
+    forward pass and to earlier stages in the backward pass. Ranks of a stage make the same calls in the same order.
     """
 
     def sort_key(index: int) -> tuple[int, ...]:
-        stage, tp, one = found[index]
+        stage, peer, one = found[index]
         if one.where == "forward":
-            return (0, stage, one.micro_batch, one.order, tp)
-        return (1, -stage, one.micro_batch, -one.order, tp)
+            return (0, stage, one.micro_batch, one.order, peer)
+        return (1, -stage, one.micro_batch, -one.order, peer)
 
     return min(range(len(found)), key=sort_key)
 

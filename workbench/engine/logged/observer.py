@@ -125,7 +125,7 @@ class LoggedValues(StepObserver):
     def _take_media(self, kind: str, name: Any, given: Any, every_rank: bool) -> None:
         began = time.perf_counter()
         here = self._strategy.coordinates
-        if (every_rank or here.dp == here.tp == 0) and not is_recomputing() and self._is_listed(name, "media"):
+        if (every_rank or (here.dp == 0 and here.leads)) and not is_recomputing() and self._is_listed(name, "media"):
             fault = self._media.take(kind, self._step, self._prefixed(name), given)
             if fault:
                 self._refuse(name, f"log.{kind}({name!r}, ...): {fault}")

@@ -145,7 +145,7 @@ def _splits(workload: Workload, candidates: Sequence[TrainSpec]) -> dict[str, Sp
     """How the plugins split the model, as each of them says for the stages that are asked."""
     asked: dict[tuple[str, str], list[TrainSpec]] = {}
     for spec in candidates:
-        if spec.plan.tp * spec.plan.pp > 1:
+        if spec.plan.replica_size > 1:
             asked.setdefault((spec.plan.framework, spec.plan.plugin), []).append(spec)
     return {f"{name} {plugin}": _splits_of(name, plugin, workload, specs) for (name, plugin), specs in asked.items()}
 

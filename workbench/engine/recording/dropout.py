@@ -18,15 +18,25 @@ _SHARE = re.compile(r"(^|_)(drop|dropout|layerdrop|drop_path|drop_prob|droppath)
 def switch_off_dropout(model: torch.nn.Module) -> list[str]:
     """Set the share that is dropped to 0, in modules and in their attributes; names of the modules that dropped."""
     changed = []
-    for name, module in model.named_modules():
-        found = ["p"] if isinstance(module, _DropoutNd) else []
-        found += [each for each, value in vars(module).items() if isinstance(value, float) and _SHARE.search(each)]
-        if not any(getattr(module, each) > 0 for each in found):
-            continue
-        for each in found:
+    for name, module, shares in list(_dropping(model)):
+        for each in shares:
             setattr(module, each, 0.0)
         changed.append(f"{users_name(name)} ({type(module).__name__})".lstrip())
     return changed
+
+
+def drops_out(model: torch.nn.Module) -> bool:
+    """Whether modules of ``model`` drop a share of what they compute when they train."""
+    return next(_dropping(model), None) is not None
+
+
+def _dropping(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, list[str]]]:
+    """Modules that drop something: name, module, and the attributes that hold the share."""
+    for name, module in model.named_modules():
+        found = ["p"] if isinstance(module, _DropoutNd) else []
+        found += [each for each, value in vars(module).items() if isinstance(value, float) and _SHARE.search(each)]
+        if any(getattr(module, each) > 0 for each in found):
+            yield name, module, found
 
 
 class DrawingModules:

@@ -15,7 +15,7 @@ from workbench.plots.theme import rank_colour
 #: replicas that are drawn; the others are like them
 _MOST_REPLICAS = 8
 #: ranks of a stage that are drawn
-_MOST_TP = 8
+_MOST_PEERS = 8
 _BOX_W, _BOX_H, _GAP, _LABELS = 74, 40, 6, 250
 _LAYER = re.compile(r"(.*\.)(\d+)$")
 
@@ -40,7 +40,8 @@ def holders(model: ModelDescription, job: Job) -> list[str]:
     lines = [f"Who holds what: {job.plan.describe()}"]
     for stage in range(job.plan.pp):
         held = memory(model, job, Coordinates(dp=0, pp=stage, tp=0))
-        ranks = [job.plan.mesh.rank(dp=0, pp=stage, tp=tp) for tp in range(job.plan.tp)]
+        first = job.plan.mesh.rank(pp=stage)
+        ranks = range(first, first + job.plan.mesh.peers)
         who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]}-{ranks[-1]}"
         others = job.plan.mesh.dp - 1
         also = f"; {others} more replica{'s hold' if others > 1 else ' holds'} the same" if others else ""
@@ -93,10 +94,10 @@ def _run(stem: str, places: list[int]) -> str:
 
 
 def draw_holders(model: ModelDescription, job: Job) -> str:
-    """The mesh as an SVG: a column per replica, a row per pipeline stage with its layers, a box per tensor-parallel
-    rank with its number and the bytes of its parameters."""
+    """The mesh as an SVG: a column per replica, a row per pipeline stage with its layers, a box per tensor- or
+    context-parallel rank with its number and the bytes of its parameters."""
     mesh = job.plan.mesh
-    replicas, boxes = min(mesh.dp, _MOST_REPLICAS), min(mesh.tp, _MOST_TP)
+    replicas, boxes = min(mesh.dp, _MOST_REPLICAS), min(mesh.peers, _MOST_PEERS)
     block = boxes * (_BOX_W + _GAP) + _GAP
     row = _BOX_H + 2 * _GAP
     parts = []
@@ -108,11 +109,10 @@ def draw_holders(model: ModelDescription, job: Job) -> str:
         parts += _wrapped(title, top + 18)
         for replica in range(replicas):
             left = _LABELS + replica * (block + 14)
-            for tp in range(boxes):
-                here = Coordinates(dp=replica, pp=stage, tp=tp)
-                size = numbers.decimal_bytes(memory(model, job, here).parameters)
-                rank = mesh.rank(dp=replica, pp=stage, tp=tp)
-                parts.append(_box(left + _GAP + tp * (_BOX_W + _GAP), top + _GAP, rank, size))
+            for peer in range(boxes):
+                rank = mesh.rank(dp=replica, pp=stage) + peer
+                size = numbers.decimal_bytes(memory(model, job, mesh.coordinates(rank)).parameters)
+                parts.append(_box(left + _GAP + peer * (_BOX_W + _GAP), top + _GAP, rank, size))
     for replica in range(replicas):
         left = _LABELS + replica * (block + 14)
         name = f"replica {replica}" if mesh.dp > 1 else ""
@@ -121,7 +121,7 @@ def draw_holders(model: ModelDescription, job: Job) -> str:
             f'<rect x="{left}" y="22" width="{block}" height="{mesh.pp * row}" rx="6" fill="none" stroke="#8888"/>'
         )
     width, height = _LABELS + replicas * (block + 14), 30 + mesh.pp * row
-    left_out = _left_out(mesh.dp - replicas, mesh.tp - boxes)
+    left_out = _left_out(mesh.dp - replicas, mesh.peers - boxes)
     picture = (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" style="max-width:100%" fill="currentColor" role="img" '
         f'aria-label="{html.escape(" ".join(holders(model, job)), quote=True)}" '
@@ -132,7 +132,7 @@ def draw_holders(model: ModelDescription, job: Job) -> str:
 
 def _left_out(replicas: int, ranks: int) -> str:
     said = [f"{replicas} more replicas"] if replicas else []
-    said += [f"{ranks} more tensor-parallel ranks of each stage"] if ranks else []
+    said += [f"{ranks} more ranks of each stage"] if ranks else []
     return f"Not drawn: {' and '.join(said)}, which hold as much." if said else ""
 
 

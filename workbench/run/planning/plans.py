@@ -17,7 +17,7 @@ from workbench.cluster.session import Session
 from workbench.core import algorithms, plan_grammar
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.environments import is_here
-from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, framework, usable
+from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, SPLIT, framework, usable
 from workbench.errors import ConfigError
 from workbench.planner.candidates import candidates
 from workbench.planner.forecast import Forecast, Refused, forecast, ordered, why_first
@@ -59,7 +59,7 @@ def plans(
     """Predict what each rank holds and sends under every plan, best first: ``plans(recipe="stdlib-llama", ranks=4)``.
 
     ``options``, ``more``: names of ``TrainSpec.options()`` -> values; those of the plan that are given (framework,
-    plugin, tp, pp) are kept, the others are varied. ``config``, ``cell``: as for ``train``. ``memory``: what a rank
+    plugin, tp, pp, cp) are kept, the others are varied. ``config``, ``cell``: as for ``train``. ``memory``: what a rank
     has, as "80GiB" (default: its GPU's memory, or this host's divided by its ranks). ``calibrate``: measure this
     machine first; False: use the last measurement. ``tries``: run each plan that fits for this many steps.
 
@@ -124,7 +124,7 @@ def _resolved(
 ) -> tuple[list[_Candidate], list[Refused]]:
     """The candidates that their options allow, and why the others are refused."""
     found, refused = [], []
-    fixed = {name: given[name] for name in PLUGIN_OPTIONS if name in given and name not in ("tp", "pp")}
+    fixed = {name: given[name] for name in PLUGIN_OPTIONS if name in given and name not in SPLIT}
     # one rank describes the model for all plans: what it cannot import is compared where it alone was asked for
     compared = [each for each in usable() if not each.adopts and (is_here(each) or given.get("framework") == each.name)]
     for options in candidates(compared, ranks, given):
@@ -139,13 +139,13 @@ def _resolved(
         else:
             found.append(_Candidate(request=request))
     if not found and not refused:
-        asked = ", ".join(f"{name} {given[name]}" for name in ("framework", "plugin", "tp", "pp") if name in given)
+        asked = ", ".join(f"{name} {given[name]}" for name in ("framework", "plugin", *SPLIT) if name in given)
         raise ConfigError(f"no plan uses {ranks} ranks with {asked}: leave some of these out", field="--plugin")
     return found, refused
 
 
 def _name(options: Mapping[str, Any]) -> str:
-    axes = [f"{axis}{options[axis]}" for axis in ("tp", "pp") if options.get(axis, 1) > 1]
+    axes = [f"{axis}{options[axis]}" for axis in SPLIT if options.get(axis, 1) > 1]
     framework_ = [] if options["framework"] == DEFAULT_FRAMEWORK else [options["framework"]]
     return " ".join([*framework_, options["plugin"], *axes])
 
@@ -172,7 +172,7 @@ def _predicted(
         elif plan.sequence_parallel:
             text = "not predicted: the planner does not know what ranks send that share the positions of a sequence"
             refused.append(Refused(name=plan.describe(), reason=text))
-        elif plan.tp * plan.pp > 1 and splits.unknown:
+        elif plan.replica_size > 1 and splits.unknown:
             refused.append(Refused(name=plan.describe(), reason=f"not predicted: {splits.unknown}"))
         else:
             job = Job(

@@ -241,7 +241,7 @@ def _count(refused: Sequence[Refused]) -> str:
 
 
 def _place(here: Coordinates) -> dict[str, int]:
-    return {"dp": here.dp, "pp": here.pp, "tp": here.tp}
+    return {"dp": here.dp, "pp": here.pp, "cp": here.cp, "tp": here.tp}
 
 
 def _parts(held: Any) -> dict[str, float]:

@@ -148,7 +148,7 @@ class StepReader:
                 memory=memory.get(step, {}),
                 events=told,
                 places=self._places,
-                block=mesh.tp * mesh.pp,
+                block=mesh.replica_size,
             )
 
     def _losses(self, steps: Columns) -> np.ndarray:
@@ -157,7 +157,7 @@ class StepReader:
         out = np.full(mesh.dp, np.nan)
         for rank, loss in zip(steps["rank"], steps["loss"], strict=True):
             here = mesh.coordinates(int(rank)) if 0 <= rank < mesh.world_size else None
-            if here is not None and here.pp == mesh.pp - 1 and here.tp == 0:
+            if here is not None and here.pp == mesh.pp - 1 and here.leads:
                 out[here.dp] = loss
         return out
 

@@ -64,9 +64,9 @@ def _grouped(rows: Columns, mesh: Mesh, keys: Sequence[str]) -> pd.DataFrame:
 def _once(rows: Mapping[str, np.ndarray], mesh: Mesh, keys: Sequence[str]) -> pd.DataFrame:
     """The rows in which every element is counted once, with a column ``dp``."""
     raw = pd.DataFrame(dict(rows))
-    rest, tp = np.divmod(raw["rank"].to_numpy(dtype=np.int64), mesh.tp)
+    rest, peer = np.divmod(raw["rank"].to_numpy(dtype=np.int64), mesh.peers)
     raw["dp"] = rest // mesh.pp
-    raw["tp"] = np.where(raw["sharded"] == "tp", tp, 0) if "sharded" in raw else 0
+    raw["tp"] = np.where(raw["sharded"] == "tp", peer % mesh.tp, 0) if "sharded" in raw else 0
     kept = [*keys, "dp", "tp", *(["sharded"] if "sharded" in raw else [])]
     return raw.sort_values("rank", kind="stable").drop_duplicates(kept)
 

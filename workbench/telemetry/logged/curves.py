@@ -65,10 +65,11 @@ def _by_name(names: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _once_per_group(rows: Columns, mesh: Mesh) -> np.ndarray:
-    """A mask of the rows that count: of each step and tensor-parallel group, those of its lowest rank that logged."""
-    if mesh.tp == 1:
+    """A mask of the rows that count: of each step and group of ranks that compute the same, those of its lowest rank
+    that logged."""
+    if mesh.peers == 1:
         return np.ones(rows["rank"].size, dtype=bool)
-    group = rows["step"] * mesh.world_size + rows["rank"] // mesh.tp
+    group = rows["step"] * mesh.world_size + rows["rank"] // mesh.peers
     numbers, index = np.unique(group, return_inverse=True)
     lowest = np.full(numbers.size, mesh.world_size)
     np.minimum.at(lowest, index, rows["rank"])

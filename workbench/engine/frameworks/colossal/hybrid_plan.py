@@ -74,7 +74,7 @@ class HybridPlan(MeshPlan):
         )
 
     def boost(self, workload: Workload) -> None:
-        self.policy = policy_for_split(workload) if self.mesh.tp * self.mesh.pp > 1 else UnchangedPolicy()
+        self.policy = policy_for_split(workload) if self.mesh.replica_size > 1 else UnchangedPolicy()
         super().boost(workload)
         if self.spec.plan.sequence_parallel:
             mark_biases(self.module)

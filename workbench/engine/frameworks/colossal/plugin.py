@@ -76,7 +76,7 @@ class Plan(ABC):
 
     def boost(self, workload: Workload) -> None:
         """Wrap model and optimizer. Collective."""
-        self.is_whole = self.mesh.tp * self.mesh.pp == 1
+        self.is_whole = self.mesh.replica_size == 1
         module = trained(workload) if self.is_whole else workload.model
         names = self.names = ModelNames(module, workload.optimizer)
         self.originals = Originals(module)

@@ -103,7 +103,7 @@ class ColossalStrategy(Strategy):
         self.workload = workload
         self.device = get_accelerator().get_current_device()
         config: Any = getattr(workload.model, "config", None)
-        is_split = self.mesh.tp * self.mesh.pp > 1
+        is_split = self.mesh.replica_size > 1
         if (is_split or self.spec.plan.plugin == "hybrid") and getattr(config, "use_cache", False):
             config.use_cache = False  # only for generation; a pipeline would warn at each step
         self.plan = plan_class(self.spec)(self.spec, self.coordinates, self.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Framework, PlanOptions, Plugin, SplitModels
+from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Feature, Framework, PlanOptions, Plugin, SplitModels
 from workbench.core.shares import GATHERED, WHOLE, Shares
+from workbench.engine.frameworks.torch.context.families import FAMILIES as CONTEXT_FAMILIES
 from workbench.engine.frameworks.torch.schedules import check_schedule
 from workbench.engine.frameworks.torch.tensor_parallel.families import FAMILIES
 from workbench.errors import ConfigError
@@ -67,16 +68,28 @@ TORCH = Framework(
             shares=Shares(bucket_bytes=_BUCKET),
             splits="workbench.engine.frameworks.torch.pipeline.planned:splits_of",
         ),
+        Plugin(
+            name="context",
+            summary="ddp whose ranks share the positions of each sequence, as attention gathers keys and values",
+            strategy="workbench.engine.frameworks.torch.context_parallel:ContextStrategy",
+            options=frozenset(("cp",)),
+            untried=UNTRIED_ON_GPUS,
+            refuses={
+                Feature.COMPILED: "the layers compute with other sizes than the model around them",
+                Feature.OWN_STEPS: "a step of the cell's own would update with the gradients of a rank's own positions",
+            },
+            capabilities=frozenset(Capability) - {Capability.PIPELINED, Capability.INSPECTABLE},
+            lacks={
+                Capability.PIPELINED: "every rank computes all layers",
+                Capability.INSPECTABLE: "a rank sees its own positions only, and statistics are not put together",
+            },
+            models=tuple(SplitModels(title=family.title, cp=family.classes) for family in CONTEXT_FAMILIES),
+            shares=Shares(bucket_bytes=WHOLE),
+            splits="workbench.engine.frameworks.torch.context.planned:splits_of",
+        ),
     ),
     preload="workbench.engine.frameworks.torch.ranks:load",
     joined="workbench.engine.frameworks.torch.ranks:joined",
     packages=("torch",),
-    not_offered={
-        "cp": (
-            "torch's context parallelism has kernels of attention for GPUs only (on CPU ranks it raises "
-            "NotImplementedError) and was not tried here: share sequences with --framework colossal --tp 2 "
-            "--sequence-parallel split_gather"
-        ),
-    },
     check=_check,
 )

@@ -17,6 +17,7 @@ from workbench.engine.frameworks.torch_common.device import backend_of, rank_dev
 #: the strategies, and what their first step would otherwise import
 MODULES = (
     "workbench.engine.frameworks.torch.ddp",
+    "workbench.engine.frameworks.torch.context_parallel",
     "workbench.engine.frameworks.torch.fsdp.strategy",
     "workbench.engine.frameworks.torch.pipeline.strategy",
 )

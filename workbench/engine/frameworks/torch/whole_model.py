@@ -126,7 +126,7 @@ class WholeModelStrategy(EvaluatedWhole, NativeStrategy):
 
     def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
         """Refuse what was changed of the weights where ranks would part."""
-        if self.average.is_new and self.mesh.dp > 1 and not self.spec.recipe:
+        if self.average.is_new and self.mesh.dp * self.mesh.cp > 1 and not self.spec.recipe:
             check_changed_alike(items, before, self.device, what)
 
     def _term(self, batch: Batch, samples: int) -> LossTerm:

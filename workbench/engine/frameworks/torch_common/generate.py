@@ -35,11 +35,11 @@ def logits_of(outputs: Any) -> torch.Tensor | None:
 def gather_rows(strategy: Evaluating, rows: torch.Tensor | None, total: int, width: int) -> torch.Tensor:
     """Gather the rows that each replica computed: returns [total, width], fp32, in replica order, on every rank.
 
-    ``rows``: [total / dp, width], equal on the tensor-parallel ranks of the last stage; None on other stages.
+    ``rows``: [total / dp, width], equal on the ranks of the last stage; None on other stages.
     Collective.
     """
     gathered = torch.zeros(total, width, device=rank_device())
-    if rows is not None and strategy.coordinates.tp == 0:
+    if rows is not None and strategy.coordinates.leads:
         gathered[shares(total, strategy)[strategy.coordinates.dp]] = rows.float()
     return sum_over_ranks(gathered)
 
@@ -84,9 +84,9 @@ def token_loss(strategy: Evaluating, tokens: torch.Tensor, *, vocabulary: int, r
 
 def _vocabulary_slice(strategy: Evaluating, width: int, vocabulary: int) -> tuple[int | None, int]:
     """Index and offset of the vocabulary slice that this rank contributes; index None: another rank contributes it."""
-    tp = strategy.coordinates.tp
     if width >= vocabulary:
-        return (0 if tp == 0 else None), 0
+        return (0 if strategy.coordinates.leads else None), 0
+    tp = strategy.coordinates.tp
     return tp, tp * width
 
 
@@ -119,7 +119,7 @@ def generate(
     the same scores and with generators of the same ``seed``. Collective.
     """
     first_replica = strategy.coordinates.dp == 0
-    alone = strategy.mesh.tp * strategy.mesh.pp == 1
+    alone = strategy.mesh.replica_size == 1
     if alone and not first_replica:
         return list(prompt)
     generator = torch.Generator().manual_seed(seed)

@@ -160,13 +160,15 @@ def share_of_replicas(
 ) -> list[RankParameter]:
     """Those parameters whose reduced gradient this rank reports, so that of all replicas exactly one does.
 
-    Layers go round the replicas: data-parallel ones, and tensor-parallel ones where a parameter is not split.
+    Layers go round the replicas: data-parallel ones, context-parallel ones, and tensor-parallel ones where a parameter
+    is not split.
     """
     mine = []
     for item in held:
         turn = layers[item.layer]
         if item.foreign or turn % mesh.dp != here.dp:
             continue
-        if item.sharded or turn // mesh.dp % mesh.tp == here.tp:
+        turn //= mesh.dp
+        if turn % mesh.cp == here.cp if item.sharded else turn % mesh.peers == mesh.peer(here):
             mine.append(item)
     return mine

@@ -39,7 +39,7 @@ class StateLocator:
         return RankState(
             slots=list(self._slots()),
             buffers=whole_buffers(self.module),
-            saves_buffers=self.here.dp == 0 and self.here.tp == 0,
+            saves_buffers=self.here.dp == 0 and self.here.leads,
             optimizer=optimizer,
             tied=self.originals.tied,
             **others,
@@ -64,7 +64,7 @@ class StateLocator:
         if not self.masters_are_slices:
             whole = master.detach() if rows is None else master.detach()[:rows]
             return Slot(name, Target(whole, place), (working,), master, _rows(master, rows), mine)
-        counts = id(parameter) not in self.foreign and self._is_mine_of_tensor_parallel(name, place)
+        counts = id(parameter) not in self.foreign and self._is_mine_of_peers(name, place)
         return self._slice(name, working, master, counts)
 
     def _slice(self, name: str, working: Target, master: torch.Tensor, counts: bool) -> Slot:
@@ -78,11 +78,14 @@ class StateLocator:
     def _is_mine(self, name: str, place: Place, foreign: bool) -> bool:
         if foreign or self.originals.order[name] % self.mesh.dp != self.here.dp:
             return False
-        return self._is_mine_of_tensor_parallel(name, place)
+        return self._is_mine_of_peers(name, place)
 
-    def _is_mine_of_tensor_parallel(self, name: str, place: Place) -> bool:
-        """Whether this rank saves what it holds, of the tensor-parallel ranks that may hold the same."""
-        return not place.is_whole or self.originals.order[name] // self.mesh.dp % self.mesh.tp == self.here.tp
+    def _is_mine_of_peers(self, name: str, place: Place) -> bool:
+        """Whether this rank saves what it holds, of the ranks of its replica that may hold the same."""
+        turn = self.originals.order[name] // self.mesh.dp
+        if place.is_whole:
+            return turn % self.mesh.peers == self.mesh.peer(self.here)
+        return turn % self.mesh.cp == self.here.cp
 
 
 def _rows(tensor: torch.Tensor, rows: int | None) -> int:

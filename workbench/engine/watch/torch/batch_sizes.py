@@ -31,7 +31,7 @@ class BatchSizeLogger(StepObserver):
             return
         self._done = True
         mesh = self._strategy.mesh
-        ranks_of_replica = mesh.tp * mesh.pp
+        ranks_of_replica = mesh.replica_size
         samples = sum(self._exchange.gathered(samples_in(batch))) // ranks_of_replica
         if self._strategy.rank:
             return

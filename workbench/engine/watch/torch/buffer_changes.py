@@ -32,7 +32,7 @@ class BufferChanges(StepObserver):
         exchange: Exchange,
         state: KeptState | None = None,
     ) -> None:
-        is_whole = strategy.mesh.tp * strategy.mesh.pp == 1
+        is_whole = strategy.mesh.replica_size == 1
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         known = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
         self._names = [name for name, buffer in model.named_buffers() if id(buffer) not in known]

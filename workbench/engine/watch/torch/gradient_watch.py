@@ -91,7 +91,7 @@ class GradientWatch(StepObserver):
         sizes = self._watchable.layer_sizes()
         chosen = {name: size for name, size in sizes.items() if re.search(pattern, name)}
         self._layers = frozenset(chosen) if pattern else None
-        self._elements = sum(chosen.values()) / (self._strategy.mesh.tp * self._strategy.mesh.pp)
+        self._elements = sum(chosen.values()) / self._strategy.mesh.replica_size
         self._nothing_there = bool(sizes) and not chosen
 
     def settings(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class PhaseWatch(StepObserver):
         strategy.mark = self._mark
         strategy.aside = self._aside
         reducer = strategy.reducer() if isinstance(strategy, DdpReduced) else None
-        if reducer is not None and strategy.mesh.dp > 1:
+        if reducer is not None and strategy.mesh.dp * strategy.mesh.cp > 1:
             self._reducer = DdpReducerReader(reducer, strategy.mesh, on_host=self._on_host)
         self._collectives.install()
 

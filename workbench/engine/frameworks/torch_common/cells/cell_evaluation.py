@@ -124,7 +124,7 @@ class CellEvaluation:
                         self._add(own, strategy, batch)
             except Exception as error:  # told below, on all ranks: what only watches ends no training
                 own.errors["evaluate" if self._evaluate is not None else "loss"] = _words(error)
-        counts = strategy.coordinates.tp == 0
+        counts = strategy.coordinates.leads
         whole = added_up(self._exchange.gathered(own if counts or own.errors else Totals()))
         for name, metric in self._stateful.items():
             try:
@@ -141,7 +141,7 @@ class CellEvaluation:
 
     def _add(self, own: Totals, strategy: Validating, batch: Batch) -> None:
         found = strategy.evaluated(batch, outputs=bool(self._metrics or self._stateful))
-        if found is None or strategy.coordinates.tp:  # an earlier stage; or another rank adds the same
+        if found is None or not strategy.coordinates.leads:  # an earlier stage; or another rank adds the same
             return
         outputs, term = found
         samples = samples_in(batch)

@@ -253,7 +253,7 @@ class LossAverage:
             return None
         counted: Number = sum(self._counts) if self._counts else 0.0
         (total,) = self._summed([counted])
-        mean = total / (self._mesh.dp * self._mesh.tp * self._parts)
+        mean = total / (self._mesh.dp * self._mesh.peers * self._parts)
         factor = self._estimate / mean if not isinstance(mean, float) or mean else math.nan
         is_right = isinstance(factor, float) and math.isclose(factor, 1.0, rel_tol=1e-12)
         self._factor = None if is_right else _fp32(factor)

@@ -1,0 +1,1 @@
+"""torch with sequences that are shared over ranks (context parallelism)."""
