@@ -15,6 +15,7 @@ from workbench.planner.model import (
     Activity,
     ModelDescription,
     Parameter,
+    SharedSequences,
     Split,
     Splits,
     StateTensor,
@@ -70,6 +71,7 @@ def transformer(*, batch_size: int = 8) -> ModelDescription:
         2: (("embed", "layers.0", "layers.1"), ("layers.2", "layers.3", "head")),
         4: (("embed", "layers.0"), ("layers.1",), ("layers.2",), ("layers.3", "head")),
     }
+    keys = {f"layers.{layer}.up": 0.5 for layer in range(LAYERS)}  # as if half of their outputs were keys and values
     return ModelDescription(
         title="Decoder",
         parameters=tuple(parameters),
@@ -77,7 +79,10 @@ def transformer(*, batch_size: int = 8) -> ModelDescription:
         states={"0 2 4": ADAM, "0 1 4": ADAM_FLAT},
         batch_size=batch_size,
         activity={"autocast": tuple(activity), "cast": tuple(activity)},
-        splits={"colossal hybrid": Splits(tp=tp, stages=stages)},
+        splits={
+            "colossal hybrid": Splits(tp=tp, stages=stages),
+            "torch context": Splits(sequences=SharedSequences(body="layers", keys=keys, last="layers.3")),
+        },
         blocks=tuple(f"layers.{layer}" for layer in range(LAYERS)),
     )
 
@@ -88,5 +93,6 @@ def job(text: str, model: ModelDescription, **changes: Any) -> Job:
     shares = framework(plan.framework).plugin(plan.plugin).shares
     assert shares is not None
     values: dict[str, Any] = {"accumulate": 1, "precision": "fp32", **changes}
-    splits = model.splits["colossal hybrid"] if plan.tp * plan.pp > 1 else Splits()
+    by_plugin = model.splits["torch context" if plan.cp > 1 else "colossal hybrid"]
+    splits = by_plugin if plan.replica_size > 1 else Splits()
     return Job(plan=plan, shares=shares, splits=splits, batch_size=model.batch_size, **values)

@@ -106,6 +106,15 @@ def test_tensor_parallel_ranks_keep_their_share_between_split_layers():
     assert held("tp2").activations == 8 * LAYERS * (hidden + ffn) + 100, "the input of each up projection is whole"
 
 
+def test_context_parallel_ranks_keep_their_positions_and_the_keys_and_values_of_all():
+    each = LAYERS * 4 * TOKENS * (HIDDEN + 2 * FFN)
+    keys = LAYERS * 4 * TOKENS * FFN / 2
+    assert held("cp2").activations == 8 * (each + keys) / 2 + 100, "the head computes with whole sequences"
+    assert held("cp2 dp2").activations == 4 * (each + keys) / 2 + 100
+    assert held("cp2").parameters == held("torch ddp2").parameters
+    assert held("cp2").buffers == held("torch ddp2").buffers
+
+
 def test_the_first_stage_keeps_most_micro_batches():
     hidden, ffn = 4 * TOKENS * HIDDEN, 4 * TOKENS * FFN
     of_layer = 2 * (hidden + 2 * ffn)  # of a micro-batch of two samples

@@ -48,6 +48,18 @@ def test_fsdp_gathers_blocks_twice_and_the_rest_once():
     assert sent("fsdp4 replicate2")["all_reduce", "dp"] == (blocks + rest) / 2
 
 
+def test_context_parallel_ranks_gather_keys_values_and_outputs():
+    keys = LAYERS * 4 * TOKENS * FFN / 2
+    model = transformer()
+    expected = {
+        ("all_gather", "cp"): model.batch_size * (keys + HIDDEN_BYTES),
+        ("reduce_scatter", "cp"): model.batch_size * keys,
+    }
+    assert sent("cp2") == sent("cp2", accumulate=2) == {("all_reduce", "cp"): BYTES, **expected}
+    halves = {kind: size / 2 for kind, size in expected.items()}
+    assert sent("cp2 dp2") == {("all_reduce", "world"): BYTES, **halves}
+
+
 def test_tensor_parallel_ranks_sum_twice_a_block_and_gather_the_logits():
     model = transformer()
     samples = model.batch_size
