@@ -88,7 +88,7 @@ _TRANSFORMERS = {
 def batch(kind: str, step: int) -> Any:
     """The global batch of a step: something to learn, as no two floating point orders agree on noise for long.
 
-    "-masked" has an attention mask of ones, "-padded" one that hides the first tokens.
+    "-masked" has an attention mask of ones, "-padded" one that hides the first tokens, "-ended" the last ones.
     """
     random = torch.Generator().manual_seed(step)
     if kind in ("plain", "normed"):
@@ -103,8 +103,8 @@ def batch(kind: str, step: int) -> Any:
     tokens = {"input_ids": ids, "labels": ids}
     if kind.endswith("-masked"):
         return {**tokens, "attention_mask": torch.ones_like(ids)}
-    if kind.endswith("-padded"):
-        hidden = (torch.arange(16) < 4).expand_as(ids)
+    if kind.endswith(("-padded", "-ended")):
+        hidden = (torch.arange(16) < 4 if kind.endswith("-padded") else torch.arange(16) > 11).expand_as(ids)
         return {**tokens, "attention_mask": (~hidden).long(), "labels": ids.masked_fill(hidden, -100)}
     return tokens
 

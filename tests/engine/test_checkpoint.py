@@ -14,7 +14,7 @@ FSDP = {"framework": "torch", "plugin": "fsdp"}
 CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
 GEMINI = {"plugin": "gemini", "precision": "bf16"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
-MPI = {"framework": "mpi", "plugin": "ddp"}
+MPI, MEGATRON = [{"framework": name, "plugin": "ddp"} for name in ("mpi", "megatron")]
 #: every weight is split; by default DeepSpeed leaves small ones whole
 SPLIT = '{"zero_optimization": {"stage3_param_persistence_threshold": 0}}'
 DEEPSPEED3 = {"framework": "deepspeed", "plugin": "zero3", "ds_config": SPLIT}
@@ -39,6 +39,8 @@ PLANS = {
     "zero2": ("plain", {"plugin": "zero2"}),
     "deepspeed": ("gpt2-drop", DEEPSPEED | {"clip": 0.5}),
     "deepspeed-fp16": ("plain", DEEPSPEED | {"plugin": "zero2", "precision": "fp16"}),
+    "megatron": ("gpt2-drop", MEGATRON | {"clip": 0.5}),
+    "megatron-fp16": ("gpt2", MEGATRON | {"precision": "fp16"}),
     "mpi-fp16": ("plain", MPI | {"precision": "fp16", "clip": 0.5}),
     "deepspeed3": ("gpt2-drop", DEEPSPEED3 | {"clip": 0.5}),
     "deepspeed3-bf16": ("plain", DEEPSPEED3 | {"precision": "bf16", "offload": True}),
@@ -88,7 +90,7 @@ def test_after_a_rollback_the_losses_are_those_of_the_first_time(run_kept, plan:
     "plan",
     [
         *("ddp-noisy", "torch-noisy", "torch-topk", "torch-diloco", "ddp-streaming", "context", "zero1"),
-        *("deepspeed", "deepspeed3", "mpi-fp16", "tp2", "pp2", "stages2"),
+        *("deepspeed", "deepspeed3", "megatron-fp16", "mpi-fp16", "tp2", "pp2", "stages2"),
     ],
 )
 def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
@@ -116,6 +118,8 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("tied", TP, DEEPSPEED),
         ("gpt2", DEEPSPEED, FSDP),
         ("tied", TORCH, MPI),
+        ("tied", TORCH, MEGATRON),
+        ("gpt2", MEGATRON, TP),
         ("tied", TP, DEEPSPEED3),
         ("tied", DEEPSPEED3, ZERO),
         ("gpt2", FSDP | {"tp": 2}, TP),

@@ -38,6 +38,7 @@ CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
 GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
+MEGATRON = {"framework": "megatron", "plugin": "ddp"}
 MPI = {"framework": "mpi", "plugin": "ddp"}
 #: every weight is split and gathered; by default DeepSpeed leaves small ones whole
 DS_SPLIT = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}}
@@ -163,6 +164,10 @@ CASES = [
     case(4, "plain", accumulate=2, clip=0.5, **DEEPSPEED2),
     case(2, "llama", precision="bf16", tolerance=BF16, **DEEPSPEED2),
     case(2, "gpt2", precision="fp16", offload=True, accumulate=2, tolerance=FP16, **DEEPSPEED2),
+    *[case(2, model, **MEGATRON) for model in ("llama-ended", "tied")],
+    case(4, "gpt2", accumulate=2, clip=0.5, **MEGATRON),
+    case(2, "llama", precision="bf16", tolerance=BF16, **MEGATRON),
+    case(2, "gpt2", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **MEGATRON),
     *[case(2, model, **MPI) for model in ("gpt2", "tied")],
     case(4, "plain", accumulate=2, clip=0.5, **MPI),
     case(2, "llama", precision="bf16", clip=0.5, tolerance=BF16, **MPI),

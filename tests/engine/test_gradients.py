@@ -25,7 +25,7 @@ TORCH = {"framework": "torch", "plugin": "ddp"}
 STAGES = {**PP, "framework": "torch"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 CONTEXT = {"framework": "torch", "plugin": "context", "cp": 2}
-MPI = {"framework": "mpi", "plugin": "ddp"}
+MPI, MEGATRON = [{"framework": name, "plugin": "ddp"} for name in ("mpi", "megatron")]
 ZERO_1, ZERO_2, ZERO_3 = [{"framework": "deepspeed", "plugin": f"zero{stage}"} for stage in (1, 2, 3)]
 #: relative error in fp32; in fp16 and bf16 the activations and gradients themselves are rounded
 FP32, FP16, BF16 = 2e-5, 2e-2, 1e-1
@@ -74,6 +74,8 @@ CASES = [
     (2, "plain", {**ZERO_2, "precision": "fp16"}, FP16),
     (2, "gpt2", {**MPI, "accumulate": 2}, FP32),
     (4, "tied", MPI, FP32),
+    (2, "gpt2", {**MEGATRON, "accumulate": 2}, FP32),
+    (4, "tied", MEGATRON, FP32),
 ]
 
 

@@ -19,7 +19,7 @@ TP = {"plugin": "hybrid", "tp": 2}
 ZERO = {"plugin": "zero1"}
 FSDP = {"framework": "torch", "plugin": "fsdp"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
-MPI = {"framework": "mpi", "plugin": "ddp"}
+MPI, MEGATRON = [{"framework": name, "plugin": "ddp"} for name in ("mpi", "megatron")]
 
 
 def done(found: list[dict[str, Any]], kind: str = "control") -> list[tuple[Any, ...]]:
@@ -115,6 +115,7 @@ CASES = {
     "fsdp": ("llama", FSDP, CHANGES, 14),
     "deepspeed": ("llama", DEEPSPEED, CHANGES, 14),
     "mpi": ("llama", MPI, CHANGES, 14),
+    "megatron": ("llama", MEGATRON, CHANGES, 14),
     "deepspeed zero3": ("llama", DEEPSPEED | {"plugin": "zero3"}, CHANGES, 14),
     "tp2": ("llama", TP, CHANGES, 14),
     "pp2": ("llama", PP, CHANGES, 14),

@@ -106,7 +106,6 @@ _SPELT = {
     "interleaved-1f1b": "vpp",
     "checkpointing": "gradient-checkpointing",
     "ac": "gradient-checkpointing",
-    "megatron": "observed",
     "accelerate": "observed",
     "lightning": "observed",
 }

@@ -95,7 +95,7 @@ def test_a_plan_is_read_back_from_its_words(plan: ParallelPlan) -> None:
         ("ddp2 bf16", "pass --precision bf16"),
         ("ddp2 powersgd", "write an algorithm behind its plugin, as in ddp2:powersgd"),
         ("deepspeed pipeline", "pipeline is not available with deepspeed"),
-        ("megatron tp2", "call workbench.observe"),
+        ("accelerate tp2", "call workbench.observe"),
         ("tp0", "--tp must be a whole number of at least 1"),
         ("", "is not a plan: write words"),
     ],

@@ -39,9 +39,11 @@ class ShardWriter:
         self._entries: dict[str, Any] = {}
 
     def add(self, name: str, tensor: torch.Tensor, place: Place | None = None) -> None:
-        """Add ``tensor``, the shard at ``place`` of the whole tensor ``name``; None: private to this rank."""
+        """Add ``tensor``, the shard at ``place`` of the whole tensor ``name``; None: private to this rank. It is stored
+        in the shape of its place, whatever shape the rank has it in."""
         self._tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
         if place is not None:
+            self._tensors[name] = self._tensors[name].view(place.part_shape)
             dtype = str(tensor.dtype).removeprefix("torch.")
             self._entries[name] = {"dtype": dtype, **asdict(place)}
 

@@ -46,10 +46,15 @@ class Place:
     @property
     def numel(self) -> int:
         """How many elements."""
+        return math.prod(self.part_shape)
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Shape of the rank's part."""
         along = sum(length for _, length in self.runs)
         if self.dim is None:
-            return along
-        return math.prod(size for dim, size in enumerate(self.shape) if dim != self.dim) * along
+            return (along,) if self.shape or along != 1 else ()
+        return (*self.shape[: self.dim], along, *self.shape[self.dim + 1 :])
 
     def slice_of(self, first: int, length: int) -> Place:
         """The elements ``first`` to ``first + length`` of the rank's part, flattened."""

@@ -1,0 +1,90 @@
+"""What Megatron's GPTModel would train as another model, or cannot train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from workbench.core.config import TrainSpec
+from workbench.engine.base.names import users_name
+from workbench.engine.base.workload import Workload
+from workbench.engine.frameworks.megatron.models import ACTIVATIONS, FAMILIES, Family, part_of
+from workbench.engine.frameworks.torch_common.gradient_hooks import check_hooks
+from workbench.engine.frameworks.torch_common.optimizer_checks import is_elementwise
+from workbench.errors import ConfigError
+
+_OTHERWISE = "Use --framework torch"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def family_of(model: Any) -> Family:
+    """The family of models that ``model`` is of. ``ConfigError``: Megatron has none such, or computes it otherwise."""
+    kind = type(model)
+    family = FAMILIES.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+    reason = f"it is a {kind.__name__}" if family is None else next(_differences(family, model), "")
+    if family is None or reason:
+        raise ConfigError(
+            f"--framework megatron trains {' and '.join(FAMILIES)} of the transformers library as Megatron's GPTModel, "
+            f"and not this model: {reason}. {_OTHERWISE}",
+            field="model",
+        )
+    return family
+
+
+def _differences(family: Family, model: Any) -> Iterator[str]:
+    """What Megatron's model would compute otherwise."""
+    config = model.config
+    for option, value in family.wanted.items():
+        if getattr(config, option, value) != value:
+            yield f"its {option} is {getattr(config, option)!r}"
+    if getattr(config, family.activation) not in ACTIVATIONS:
+        yield f"its {family.activation} is {getattr(config, family.activation)!r}"
+    if getattr(config, "embd_pdrop", None) != getattr(config, "resid_pdrop", None):
+        yield "its embd_pdrop is not its resid_pdrop, and Megatron has one for both"
+    if getattr(model, "is_gradient_checkpointing", False):
+        yield "its activations are checkpointed"
+    for name, module in model.named_modules():
+        if not type(module).__module__.startswith(("transformers.", "torch.nn.")) or "forward" in vars(module):
+            yield f"{name or 'the model'} is a {type(module).__name__} of its own"
+        if name and any(getattr(module, hooks) for hooks in _HOOKS):
+            yield f"{name} has a hook, and Megatron does not call it"
+    for name, parameter in model.named_parameters():
+        if part_of(family, config, name) is None:
+            yield f"Megatron has no {name}"
+        if parameter.dtype != torch.float32:
+            yield f"{name} is {parameter.dtype}, and the plan computes in float32"
+
+
+def check(spec: TrainSpec, workload: Workload) -> None:
+    """Refuse it with ``ConfigError``."""
+    model, optimizer = workload.model, workload.optimizer
+    family_of(model)
+    if workload.beside:
+        raise ConfigError(
+            f"the optimizer has parameters of {', '.join(workload.beside)}, which is not part of the model that "
+            f"Megatron computes. {_OTHERWISE}",
+            field="optimizer",
+        )
+    check_hooks(spec, model, optimizer, has_copies=True)
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks:
+            raise ConfigError(
+                f"{users_name(name)} has a gradient hook, which --framework megatron cannot call with the gradient in "
+                f"the weight's shape. {_OTHERWISE}",
+                field="model",
+            )
+    kind = type(optimizer).__name__
+    if not is_elementwise(optimizer, lambda weight: weight.flatten()[: weight.numel() // 2]):
+        raise ConfigError(
+            f"{kind} reads whole weights, which under --framework megatron have another shape: the update would differ "
+            f"from that of one process. {_OTHERWISE}",
+            field="optimizer",
+        )
+    if any(group.get("fused") for group in optimizer.param_groups):
+        raise ConfigError(
+            f"a fused {kind} needs weights that are contiguous, which under --framework megatron are parts of others: "
+            "leave fused=True out",
+            field="optimizer",
+        )

@@ -1,0 +1,221 @@
+"""Llama and GPT-2 of the transformers library as Megatron's ``GPTModel``: its configuration, and where each weight is.
+
+Megatron has query, key and value of a layer in one weight, group of heads by group, and a gated MLP's two projections
+in another; GPT-2's layers of the transformers library have their weights transposed. Each weight of the user's model is
+a view of one of Megatron's, in which its elements have the user's order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from torch.nn import functional
+
+View = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a weight of the user's model is: ``view`` of Megatron's weight ``name``, or of a tensor of its shape."""
+
+    name: str
+    view: View
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that Megatron can compute. ``settings``: of ``TransformerConfig``, for a model's configuration; ``parts``:
+    pattern of the user's name -> name of Megatron's weight (``{0}`` is the layer) and the view of it, given the
+    configuration. ``positions``: Megatron's word for how positions are told. ``wanted``: options of the configuration
+    that it computes with one value only."""
+
+    settings: Callable[[Any], dict[str, Any]]
+    parts: Mapping[str, tuple[str, Callable[[Any], View]]]
+    positions: str
+    wanted: Mapping[str, Any]
+    activation: str
+
+
+def part_of(family: Family, config: Any, name: str) -> Part | None:
+    """Where the weight ``name`` of a model with ``config`` is; None where Megatron has none such."""
+    for pattern, (theirs, view) in family.parts.items():
+        found = re.fullmatch(pattern, name)
+        if found:
+            return Part(theirs.format(*found.groups()), view(config))
+    return None
+
+
+#: name of an activation in a configuration of the transformers library -> the function
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
+
+
+def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype) -> GPTModel:
+    """The same model with weights of its own, which computes in ``dtype``. ``tied``: the output layer has the weights
+    of the embedding."""
+    settings = {
+        "params_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "activation_func": ACTIVATIONS[getattr(config, family.activation)],
+        "use_cpu_initialization": True,
+        "perform_initialization": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "gradient_accumulation_fusion": False,
+        **family.settings(config),
+    }
+    transformer = TransformerConfig(**settings)
+    rotary = {"rotary_base": config.rope_theta} if family.positions == "rope" else {}
+    return GPTModel(
+        config=transformer,
+        transformer_layer_spec=get_gpt_layer_local_spec(normalization=transformer.normalization),
+        vocab_size=config.vocab_size,
+        max_sequence_length=config.max_position_embeddings,
+        position_embedding_type=family.positions,
+        parallel_output=False,
+        share_embeddings_and_output_weights=tied,
+        **rotary,
+    )
+
+
+def _as_it_is(config: Any) -> View:
+    return lambda weight: weight
+
+
+def _transposed(config: Any) -> View:
+    return torch.t
+
+
+def _half(number: int) -> Callable[[Any], View]:
+    """Half of the rows."""
+    return lambda config: lambda weight: weight.chunk(2)[number]
+
+
+def _llama_heads(first: int, last: int) -> Callable[[Any], View]:
+    """Rows of each group of heads from its head ``first`` to ``last``, counted from the end where negative: the queries
+    of a group are followed by its key and its value. [groups, rows of one, columns]"""
+
+    def made(config: Any) -> View:
+        size, heads = _head_size(config), config.num_attention_heads // config.num_key_value_heads + 2
+        begin, end = [(heads + each if each < 0 else each) * size for each in (first, last)]
+        return lambda weight: weight.view(config.num_key_value_heads, heads * size, -1)[:, begin : end or heads * size]
+
+    return made
+
+
+def _gpt2_heads(config: Any) -> View:
+    """Query, key and value of all heads, which Megatron has head by head. [inputs, 3, heads, rows of one], of a bias
+    [3, heads, rows of one]"""
+    heads = config.n_head
+
+    def view(weight: torch.Tensor) -> torch.Tensor:
+        by_head = weight.view(heads, 3, -1, *weight.shape[1:])
+        return by_head.permute(3, 1, 0, 2) if weight.dim() > 1 else by_head.permute(1, 0, 2)
+
+    return view
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _llama_settings(config: Any) -> dict[str, Any]:
+    return {
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_query_groups": config.num_key_value_heads,
+        "kv_channels": _head_size(config),
+        "ffn_hidden_size": config.intermediate_size,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": config.rms_norm_eps,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": config.attention_dropout,
+    }
+
+
+def _gpt2_settings(config: Any) -> dict[str, Any]:
+    return {
+        "num_layers": config.n_layer,
+        "hidden_size": config.n_embd,
+        "num_attention_heads": config.n_head,
+        "ffn_hidden_size": config.n_inner or 4 * config.n_embd,
+        "normalization": "LayerNorm",
+        "layernorm_epsilon": config.layer_norm_epsilon,
+        "hidden_dropout": config.resid_pdrop,
+        "attention_dropout": config.attn_pdrop,
+    }
+
+
+_LLAMA_LAYER, _GPT2_LAYER, _LAYER = r"model\.layers\.(\d+)\.", r"transformer\.h\.(\d+)\.", "decoder.layers.{0}."
+
+LLAMA = Family(
+    settings=_llama_settings,
+    positions="rope",
+    activation="hidden_act",
+    wanted={"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+    parts={
+        r"model\.embed_tokens\.weight": ("embedding.word_embeddings.weight", _as_it_is),
+        rf"{_LLAMA_LAYER}self_attn\.q_proj\.weight": (f"{_LAYER}self_attention.linear_qkv.weight", _llama_heads(0, -2)),
+        rf"{_LLAMA_LAYER}self_attn\.k_proj\.weight": (
+            f"{_LAYER}self_attention.linear_qkv.weight",
+            _llama_heads(-2, -1),
+        ),
+        rf"{_LLAMA_LAYER}self_attn\.v_proj\.weight": (f"{_LAYER}self_attention.linear_qkv.weight", _llama_heads(-1, 0)),
+        rf"{_LLAMA_LAYER}self_attn\.o_proj\.weight": (f"{_LAYER}self_attention.linear_proj.weight", _as_it_is),
+        rf"{_LLAMA_LAYER}mlp\.gate_proj\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _half(0)),
+        rf"{_LLAMA_LAYER}mlp\.up_proj\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _half(1)),
+        rf"{_LLAMA_LAYER}mlp\.down_proj\.weight": (f"{_LAYER}mlp.linear_fc2.weight", _as_it_is),
+        rf"{_LLAMA_LAYER}input_layernorm\.weight": (f"{_LAYER}input_layernorm.weight", _as_it_is),
+        rf"{_LLAMA_LAYER}post_attention_layernorm\.weight": (f"{_LAYER}pre_mlp_layernorm.weight", _as_it_is),
+        r"model\.norm\.weight": ("decoder.final_layernorm.weight", _as_it_is),
+        r"lm_head\.weight": ("output_layer.weight", _as_it_is),
+    },
+)
+
+GPT2 = Family(
+    settings=_gpt2_settings,
+    positions="learned_absolute",
+    activation="activation_function",
+    wanted={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+    },
+    parts={
+        r"transformer\.wte\.weight": ("embedding.word_embeddings.weight", _as_it_is),
+        r"transformer\.wpe\.weight": ("embedding.position_embeddings.weight", _as_it_is),
+        rf"{_GPT2_LAYER}attn\.c_attn\.(weight|bias)": (f"{_LAYER}self_attention.linear_qkv.{{1}}", _gpt2_heads),
+        rf"{_GPT2_LAYER}attn\.c_proj\.weight": (f"{_LAYER}self_attention.linear_proj.weight", _transposed),
+        rf"{_GPT2_LAYER}attn\.c_proj\.bias": (f"{_LAYER}self_attention.linear_proj.bias", _as_it_is),
+        rf"{_GPT2_LAYER}mlp\.c_fc\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _transposed),
+        rf"{_GPT2_LAYER}mlp\.c_fc\.bias": (f"{_LAYER}mlp.linear_fc1.bias", _as_it_is),
+        rf"{_GPT2_LAYER}mlp\.c_proj\.weight": (f"{_LAYER}mlp.linear_fc2.weight", _transposed),
+        rf"{_GPT2_LAYER}mlp\.c_proj\.bias": (f"{_LAYER}mlp.linear_fc2.bias", _as_it_is),
+        rf"{_GPT2_LAYER}ln_1\.(weight|bias)": (f"{_LAYER}input_layernorm.{{1}}", _as_it_is),
+        rf"{_GPT2_LAYER}ln_2\.(weight|bias)": (f"{_LAYER}pre_mlp_layernorm.{{1}}", _as_it_is),
+        r"transformer\.ln_f\.(weight|bias)": ("decoder.final_layernorm.{0}", _as_it_is),
+        r"lm_head\.weight": ("output_layer.weight", _as_it_is),
+    },
+)
+
+#: class of the transformers library -> its family
+FAMILIES: Mapping[str, Family] = {"LlamaForCausalLM": LLAMA, "GPT2LMHeadModel": GPT2}
