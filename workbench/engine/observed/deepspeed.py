@@ -9,18 +9,36 @@ from typing import Any
 import torch
 
 
-class Engine:
-    """What can be asked of a ``DeepSpeedEngine``; ``of`` makes one, None for any other model."""
+class DeepSpeedEngine:
+    """DeepSpeed's engine as an ``Engine``; ``of`` makes one, None for any other model."""
 
-    def __init__(self, engine: Any) -> None:
+    kind = "deepspeed"
+    sharded = ""
+    #: in ``.grad``, which is clipped in place
+    clips_by = "clip_fp32_gradients"
+
+    def __init__(self, engine: Any, ranks: int) -> None:
         self._engine = engine
-        self.stage = int(engine.zero_optimization_stage())
         self.stages = int(engine.num_stages) if "PipelineEngine" in _names(engine) else 1
+        is_whole = int(engine.zero_optimization_stage()) == 0
+        self.has_gradients = is_whole and isinstance(engine.optimizer, torch.optim.Optimizer)
+        self.weights_of = engine.optimizer if self.has_gradients else None
+        self.unseen = self._unseen(ranks)
 
     @classmethod
-    def of(cls, model: torch.nn.Module) -> Engine | None:
-        """The engine that ``model`` is."""
-        return cls(model) if "DeepSpeedEngine" in _names(model) else None
+    def of(cls, model: torch.nn.Module, ranks: int) -> DeepSpeedEngine | None:
+        """The engine that ``model`` is, on ``ranks`` ranks."""
+        return cls(model, ranks) if "DeepSpeedEngine" in _names(model) else None
+
+    def _unseen(self, ranks: int) -> str:
+        if not self.has_gradients:
+            why = "DeepSpeed keeps gradients and weights in copies of its own"
+            return f"{why}: of gradients the global norm alone is seen"
+        why = "DeepSpeed reduces gradients before they can be seen: local gradients are not seen"
+        if 1 < self.stages < ranks:
+            why += f"; it counts ranks stage by stage: stage s is on {ranks // self.stages} ranks from number "
+            why += f"{ranks // self.stages} * s on, whatever is shown as their place"
+        return why
 
     @property
     def module(self) -> torch.nn.Module:
@@ -49,16 +67,6 @@ class Engine:
         """The object whose ``step`` is one step of the optimizer: with ZeRO, torch's own steps once per partition."""
         return self._engine.optimizer
 
-    @property
-    def clips_by(self) -> str:
-        """The method of the engine that clips gradients in ``.grad``."""
-        return "clip_fp32_gradients"
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether the reduced gradients are in ``.grad`` when the optimizer steps."""
-        return self.stage == 0 and isinstance(self._engine.optimizer, torch.optim.Optimizer)
-
     def loss_scale(self) -> float:
         """What the loss of a backward pass was multiplied by: ``backward`` of the engine does so for the optimizers of
         its ZeRO stages only (deepspeed 0.19.8, runtime/engine.py:3417)."""
@@ -76,6 +84,9 @@ class Engine:
             f"DeepSpeed divides the gradients by its loss scale ({scale:g}), and its backward does not multiply the "
             "loss by it: each update is that much smaller than the rate says. Use ZeRO stage 1 or 2, or bf16"
         )
+
+    def stepped(self, result: Any) -> None:
+        """As ``Engine.stepped``: the optimizer itself is asked."""
 
     def norm(self) -> float | None:
         """The norm of the whole reduced gradient of the last step, before clipping; None where it is not computed."""

@@ -14,7 +14,8 @@ import torch
 from torch.nn.utils import clip_grad
 from torch.optim import optimizer as optimizers
 
-from workbench.engine.observed.deepspeed import Engine
+from workbench.engine.observed.engine import Engine
+from workbench.engine.observed.megatron import MegatronEngine
 
 #: the functions of torch that scale gradients, and that compute by what, whatever they are called through (absent
 #: before torch 2.6)
@@ -108,7 +109,9 @@ class LoopHooks:
         before = called.register_forward_pre_hook(_OfModule(self._forward_begins), with_kwargs=True)
         after = called.register_forward_hook(_OfModule(self._forward_ends))
         self._undo += [before.remove, after.remove]
-        if engine is not None:
+        if isinstance(engine, MegatronEngine):
+            self._watch_reduction(engine, model)
+        if engine is not None and engine.steps_by is not None:
             self._watch_engine(engine, model)
         else:
             for handle in (
@@ -130,6 +133,7 @@ class LoopHooks:
             def step(*args: Any, **kwargs: Any) -> Any:
                 self._tell(self._listener.optimizer_begins, None, True)
                 found = before(*args, **kwargs)
+                engine.stepped(found)
                 if not engine.skipped():
                     self._tell(self._listener.optimizer_ends, None)
                 return found
@@ -144,7 +148,32 @@ class LoopHooks:
             return clip
 
         self._wrap(engine.steps_by, "step", around_step)
-        self._wrap(model, engine.clips_by, around_clipping)
+        if engine.clips_by:
+            self._wrap(model, engine.clips_by, around_clipping)
+
+    def _watch_reduction(self, engine: MegatronEngine, model: torch.nn.Module) -> None:
+        """Megatron's schedules call backward by a function of their own, and its loops reduce gradients after it."""
+
+        def around_reduction(before: Callable[..., Any]) -> Callable[..., Any]:
+            def finish(*args: Any, **kwargs: Any) -> Any:
+                self._tell(self._listener.backward_computed)
+                try:
+                    return before(*args, **kwargs)
+                finally:
+                    self._tell(self._listener.backward_ends)
+
+            return finish
+
+        def around_scheduled(before: Callable[..., Any]) -> Callable[..., Any]:
+            def backward_step(received: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+                output = outputs[0] if isinstance(outputs, list) else outputs
+                return self._backward(output, lambda: before(received, outputs, *args, **kwargs), engine.loss_scale())
+
+            return backward_step
+
+        self._wrap(model, "finish_grad_sync", around_reduction)
+        if engine.schedules is not None:
+            self._wrap(engine.schedules, "backward_step", around_scheduled)
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -198,20 +227,24 @@ class LoopHooks:
 
     def _around_backward(self, before: Callable[..., Any]) -> Callable[..., Any]:
         def backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self._undo or not loss.requires_grad or self._depth:
-                return before(loss, *args, **kwargs)
-            self._tell(self._listener.backward_begins, loss)
-            handle = loss.register_hook(self._computes) if self._reduces else None
-            self._depth += 1
-            try:
-                return before(loss, *args, **kwargs)
-            finally:
-                self._depth -= 1
-                if handle is not None:
-                    handle.remove()
-                self._tell(self._listener.backward_ends)
+            return self._backward(loss, lambda: before(loss, *args, **kwargs))
 
         return backward
+
+    def _backward(self, loss: torch.Tensor, compute: Callable[[], Any], scale: float = 1.0) -> Any:
+        """The backward pass ``compute`` of ``loss``, which it multiplies by ``scale``."""
+        if not self._undo or not loss.requires_grad or self._depth:
+            return compute()
+        self._tell(self._listener.backward_begins, loss if scale == 1.0 else loss.detach() * scale)
+        handle = loss.register_hook(self._computes) if self._reduces else None
+        self._depth += 1
+        try:
+            return compute()
+        finally:
+            self._depth -= 1
+            if handle is not None:
+                handle.remove()
+            self._tell(self._listener.backward_ends)
 
     def _computes(self, _: torch.Tensor) -> None:
         """A callback queued when backward begins runs after all gradients, and before the one in which DDP waits."""

@@ -8,7 +8,7 @@ What can be seen depends on how the model is wrapped (``seen_of``):
 - not wrapped, several ranks: gradients as the optimizer takes them, which are taken for those of replicas;
 - DeepSpeed's engine: in float32 without ZeRO as replicas, or as stages of a pipeline; with ZeRO, and in half precision,
   it tells the global norm, and its own copies of gradients are not seen;
-- Megatron's DDP: its gradients are in a buffer of its own, and not seen.
+- Megatron's DDP, where each rank has the whole model: the gradients in its buffers, before and after reduction.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from workbench.core.mesh import Coordinates
 from workbench.engine.base.parts import BatchObserver, Comparison, GradientPart, PartNorms, WeightPart
 from workbench.engine.base.strategy import PlannedRank
 from workbench.engine.base.tensor import is_sharded, local_part
+from workbench.engine.frameworks.megatron.buffers import GradientBuffers
 from workbench.engine.frameworks.torch_common.local_gradients import before_ddp_reduces
 from workbench.engine.frameworks.torch_common.optimizer_state import weight_part
 from workbench.engine.frameworks.torch_common.parameters import (
@@ -35,7 +36,9 @@ from workbench.engine.frameworks.torch_common.parameters import (
     rank_parameters,
     share_of_replicas,
 )
-from workbench.engine.observed.deepspeed import Engine
+from workbench.engine.observed.deepspeed import DeepSpeedEngine
+from workbench.engine.observed.engine import Engine
+from workbench.engine.observed.megatron import MegatronEngine
 from workbench.engine.watch.torch import tensor_statistics as figures
 from workbench.errors import ConfigError
 
@@ -64,25 +67,19 @@ def wrapper_of(model: torch.nn.Module) -> torch.nn.Module:
     return next((ddp for ddp in in_process(DistributedDataParallel) if ddp.module is model), model)
 
 
-def seen_of(model: torch.nn.Module, ranks: int) -> Seen:
+def engine_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: int) -> Engine | None:
+    """The engine around ``model``, whose weights ``optimizer`` updates, on ``ranks`` ranks; None: there is none."""
+    return DeepSpeedEngine.of(model, ranks) or MegatronEngine.of(model, optimizer)
+
+
+def seen_of(model: torch.nn.Module, engine: Engine | None, ranks: int) -> Seen:
     """What can be seen of ``model``, as the loop calls it, on ``ranks`` ranks."""
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__}
-    engine = Engine.of(model)
     if engine is not None:
-        if engine.has_gradients:
-            why = "DeepSpeed reduces gradients before they can be seen: local gradients are not seen"
-            if 1 < engine.stages < ranks:
-                why += f"; it counts ranks stage by stage: stage s is on {ranks // engine.stages} ranks from number "
-                why += f"{ranks // engine.stages} * s on, whatever is shown as their place"
-            return Seen("deepspeed", why)
-        why = "DeepSpeed keeps gradients and weights in copies of its own: of gradients the global norm alone is seen"
-        return Seen("deepspeed", why, gradients=False)
-    if any(name.startswith("megatron.") for name in names):
-        why = "Megatron's DDP reduces gradients in a buffer of its own (main_grad): gradients are not seen"
-        return Seen("megatron", why, gradients=False)
+        return Seen(engine.kind, engine.unseen, gradients=engine.has_gradients)
     if isinstance(model, DistributedDataParallel):
         in_place = "gradient_as_bucket_view=True lets DDP reduce in place: local gradients are not seen"
         return Seen("ddp", in_place if model.gradient_as_bucket_view else "")
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__}
     if any(is_sharded(parameter) for parameter in model.parameters()) or any("fsdp" in name for name in names):
         return Seen("fsdp", "FSDP reduces whole gradients before they can be seen: local gradients are not seen")
     why = (
@@ -100,8 +97,8 @@ class _UpdatesAll:
 
 
 class ObservedModel(PlannedRank):
-    """``Normed`` and ``Watchable`` for a model whose gradients are in ``.grad``. ``scale``: what the loss of a backward
-    pass is multiplied by (a ``GradScaler``)."""
+    """``Normed`` and ``Watchable`` for a model whose gradients are in ``.grad``, or in the buffers of its ``engine``.
+    ``scale``: what the loss of a backward pass is multiplied by (a ``GradScaler``)."""
 
     def __init__(
         self,
@@ -110,14 +107,16 @@ class ObservedModel(PlannedRank):
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
+        engine: Engine | None,
         scale: Callable[[], float],
     ) -> None:
         super().__init__(spec, rank)
         self.wrapper = model
         self.optimizer = optimizer
-        self.seen = seen_of(model, spec.plan.ranks)
+        self.engine = engine
+        self.seen = seen_of(model, engine, spec.plan.ranks)
         self._ddp = model if isinstance(model, DistributedDataParallel) else None
-        self.engine = Engine.of(model)
+        self._buffers = engine.buffers if isinstance(engine, MegatronEngine) else None
         if self.engine is not None and self.engine.stages > 1:
             dp, pp = self.engine.place
             self.coordinates = Coordinates(dp=dp, pp=pp, tp=0)
@@ -131,7 +130,7 @@ class ObservedModel(PlannedRank):
 
     def choose(self, optimizer: torch.optim.Optimizer) -> None:
         """Watch what ``optimizer`` updates. ``ConfigError`` when that is nothing of the model."""
-        partitioned = self.seen.kind == "deepspeed" and not self.seen.gradients
+        partitioned = self.engine is not None and self.engine.weights_of is None
         names = ModelNames(self.model, _UpdatesAll(self.model) if partitioned else optimizer)
         held = rank_parameters(self.model, names)
         if not held:
@@ -142,7 +141,7 @@ class ObservedModel(PlannedRank):
         self.optimizer = optimizer
         self._names, self._rank_parameters = names, held
         turns = {layer: turn for turn, layer in enumerate(names.layers)}
-        is_split = self.seen.kind == "fsdp"
+        is_split = self.seen.kind == "fsdp" or bool(self.sharded)
         self._mine = held if is_split else share_of_replicas(held, turns, self.mesh, self.coordinates)
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         self.ids = frozenset(id(item.parameter) for item in held)
@@ -151,7 +150,7 @@ class ObservedModel(PlannedRank):
         """Whether the gradients of ``parameters``, and no others, are those of the whole model on this rank."""
         given = {id(parameter) for parameter in parameters if parameter.grad is not None}
         held = {id(item.parameter) for item in self._rank_parameters if item.parameter.grad is not None}
-        return self.seen.gradients and self.seen.kind != "fsdp" and given == held
+        return self.seen.gradients and self._buffers is None and self.seen.kind != "fsdp" and given == held
 
     def begin(self) -> None:
         """A step begins: the norms of the last one are forgotten."""
@@ -160,7 +159,7 @@ class ObservedModel(PlannedRank):
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``."""
         if self._part_norms is None:
-            self._part_norms = figures.part_norms(self._parts(self._mine, 1.0), self.device)
+            self._part_norms = figures.part_norms(self._parts(self._mine), self.device)
         return self._part_norms.squared()
 
     def part_norms(self) -> PartNorms | None:
@@ -176,13 +175,32 @@ class ObservedModel(PlannedRank):
     ) -> AbstractContextManager[None]:
         """As ``Watchable.watch_batches``."""
         ddp = self._ddp
-        if ddp is None or self.seen.unseen:
-            return nullcontext()
         items = self._chosen(self._rank_parameters, layers)
         show = self.aside(observer)
+        if isinstance(self.engine, MegatronEngine) and self.engine.has_local:
+            return self._watch_buffers(items, show, keep=keep)
+        if ddp is None or self.seen.unseen:
+            return nullcontext()
         return before_ddp_reduces(
             items, self._local, show, keep=keep, is_last=lambda: bool(ddp.require_backward_grad_sync)
         )
+
+    def _watch_buffers(
+        self, items: Sequence[RankParameter], show: BatchObserver, *, keep: bool
+    ) -> AbstractContextManager[None]:
+        assert self._buffers is not None
+        buffers = self._buffers
+
+        def look(parameters: Collection[torch.Tensor]) -> None:
+            reduced = [item for item in items if item.parameter in parameters]
+            found = [(item, buffers.local(item.parameter)) for item in reduced]
+            parts = self._made([(item, local) for item, local in found], self._scale(), "")
+            if keep:
+                parts = [replace(part, tensor=part.tensor.clone()) for part in parts]
+            if parts:
+                show(parts)
+
+        return buffers.before_reduction(look)
 
     def local_factor(self) -> float:
         """As ``Watchable.local_factor``: DDP takes the mean."""
@@ -190,7 +208,7 @@ class ObservedModel(PlannedRank):
 
     def reduced_gradients(self, layers: Collection[str] | None = None, *, all_held: bool = False) -> list[GradientPart]:
         """As ``Watchable.reduced_gradients``."""
-        return self._parts(self._chosen(self._rank_parameters if all_held else self._mine, layers), 1.0)
+        return self._parts(self._chosen(self._rank_parameters if all_held else self._mine, layers))
 
     def reports(self, layer: str, sharded: str) -> bool:
         """As ``Watchable.reports``."""
@@ -198,7 +216,18 @@ class ObservedModel(PlannedRank):
 
     def compare(self, parts: Sequence[GradientPart]) -> Comparison:
         """As ``Watchable.compare``."""
+        if self._buffers is not None:
+            pairs = [[self._pair(part, self._buffers)] for part in parts]
+            return Comparison("slice" if self._buffers.is_split else "exact", pairs)
         return Comparison("exact", [[(part.tensor, part.source.reduced())] for part in parts])
+
+    @staticmethod
+    def _pair(part: GradientPart, buffers: GradientBuffers) -> tuple[torch.Tensor, torch.Tensor]:
+        reduced = buffers.reduced(part.source.parameter)
+        assert reduced is not None  # there was a local one
+        if buffers.is_split:
+            return buffers.own(part.source.parameter, part.tensor), reduced
+        return part.tensor, part.source.real(reduced)
 
     def layer_sizes(self) -> dict[str, int]:
         """As ``Watchable.layer_sizes``."""
@@ -206,7 +235,7 @@ class ObservedModel(PlannedRank):
 
     def weights(self, layers: Collection[str] | None = None) -> list[WeightPart]:
         """As ``Watchable.weights``."""
-        if self.seen.kind == "fsdp" or not self.seen.gradients:
+        if self.seen.kind == "fsdp" or (self.engine is not None and self.engine.weights_of is None):
             return []
         chosen = self._chosen(self._mine, layers)
         return [weight_part(item, item.parameter, self.optimizer) for item in chosen]
@@ -217,21 +246,32 @@ class ObservedModel(PlannedRank):
 
     @property
     def sharded(self) -> str:
-        """The axes over which the gradients of a rank are split."""
+        """The axes over which the reduced gradients of a rank are split."""
+        if self.engine is not None:
+            return self.engine.sharded
         return "dp" if self.seen.kind == "fsdp" and self.mesh.dp > 1 else ""
 
     def _local(self, items: Sequence[RankParameter]) -> list[GradientPart]:
-        return self._parts(items, self._scale())
+        return self._made([(item, item.parameter.grad) for item in items], self._scale(), self.sharded)
 
     @staticmethod
     def _chosen(items: Sequence[RankParameter], layers: Collection[str] | None) -> list[RankParameter]:
         return [item for item in items if layers is None or item.layer in layers]
 
-    def _parts(self, items: Sequence[RankParameter], scale: float) -> list[GradientPart]:
-        found = []
-        for item in items:
-            gradient = item.parameter.grad
+    def _parts(self, items: Sequence[RankParameter]) -> list[GradientPart]:
+        """The reduced gradients."""
+        if self._buffers is None:
+            return self._made([(item, item.parameter.grad) for item in items], 1.0, self.sharded)
+        found = [(item, self._buffers.reduced(item.parameter)) for item in items]
+        return self._made(found, self._scale(), self.sharded)
+
+    @staticmethod
+    def _made(
+        found: Sequence[tuple[RankParameter, torch.Tensor | None]], scale: float, sharded: str
+    ) -> list[GradientPart]:
+        parts = []
+        for item, gradient in found:
             if gradient is not None:
-                real = local_part(gradient) if self.sharded else item.real(local_part(gradient))
-                found.append(GradientPart(item.layer, real, self.sharded, scale, item))
-        return found
+                real = local_part(gradient) if sharded else item.real(local_part(gradient))
+                parts.append(GradientPart(item.layer, real, sharded, scale, item))
+        return parts

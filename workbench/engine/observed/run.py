@@ -22,6 +22,7 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import counts_tokens, samples_in, tokens_in
 from workbench.engine.observed.agreement import ObservedControl
 from workbench.engine.observed.costs import Costs
+from workbench.engine.observed.engine import Engine
 from workbench.engine.observed.hooks import LoopHooks
 from workbench.engine.observed.loss import value_of
 from workbench.engine.observed.model import ObservedModel
@@ -51,6 +52,7 @@ class ObservedRun:
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
+        engine: Engine | None,
         exchange: Exchange,
         timeout_s: float,
         scaler: Any = None,
@@ -63,7 +65,7 @@ class ObservedRun:
         self.steps = self._steps_before = steps_before
         self._process = os.getpid()
         self._scaler = scaler
-        self._model = ObservedModel(spec, rank, model, optimizer, scale=self._loss_scale)
+        self._model = ObservedModel(spec, rank, model, optimizer, engine=engine, scale=self._loss_scale)
         self._on_host = self._model.device.type == "cpu"
         self._recording = recording
         self._log, self._progress = recording.log, recording.progress
@@ -91,7 +93,7 @@ class ObservedRun:
             self._model.wrapper,
             failed=self._watch_no_more,
             reduces=spec.plan.ranks > 1,
-            engine=self._model.engine,
+            engine=engine,
         )
         self._begin()
 

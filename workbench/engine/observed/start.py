@@ -13,8 +13,7 @@ from workbench.core.config import MonitorSpec, TrainSpec
 from workbench.engine.agree.exchange import Alone, Exchange
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.observed.agreement import StoreExchange
-from workbench.engine.observed.deepspeed import Engine
-from workbench.engine.observed.model import in_process, seen_of, wrapper_of
+from workbench.engine.observed.model import engine_of, in_process, seen_of, wrapper_of
 from workbench.engine.observed.recording import RankRecording
 from workbench.engine.observed.run import ObservedRun
 from workbench.engine.observed.spec import spec_of
@@ -45,7 +44,7 @@ def start(
     rank, ranks = _place()
     chosen = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
     inner = getattr(optimizer, "optimizer", None)
-    if isinstance(inner, torch.optim.Optimizer):  # accelerate's, or DeepSpeed's around torch's
+    if isinstance(inner, torch.optim.Optimizer):  # accelerate's, DeepSpeed's or Megatron's around torch's
         chosen = inner
     if not isinstance(model, torch.nn.Module) or chosen is None:
         raise ConfigError(
@@ -53,8 +52,8 @@ def start(
             f"{type(optimizer).__name__}"
         )
     called = wrapper_of(model)
-    kind = seen_of(called, ranks).kind
-    engine = Engine.of(called)
+    engine = engine_of(called, chosen, ranks)
+    kind = seen_of(called, engine, ranks).kind
     stages = (
         {} if engine is None or engine.stages == 1 else {"stages": engine.stages, "micro_batches": engine.micro_batches}
     )
@@ -71,6 +70,7 @@ def start(
             spec,
             called,
             chosen,
+            engine=engine,
             exchange=exchange,
             timeout_s=timeout_s,
             scaler=scaler if scaler is not None else _scaler(),

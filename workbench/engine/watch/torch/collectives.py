@@ -157,7 +157,7 @@ class CollectiveRecorder:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             recorder = self.phases
             before = recorder.current
-            if before[0] not in WORK_PHASES or torch.compiler.is_compiling():
+            if before[0] not in WORK_PHASES or torch.compiler.is_compiling() or _are_gathered():
                 return original(*args, **kwargs)
             started = recorder.enter("communication", before[1])
             calls = self._record_call(function, names, args, kwargs, started) if self.recording else []
@@ -350,6 +350,12 @@ def _takes_async_op(function: Callable[..., Any]) -> bool:
     """Whether a function accepts ``async_op``; a wrapper with ``**kwargs`` counts too."""
     parameters = inspect.signature(function).parameters.values()
     return any(p.name == "async_op" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _are_gathered() -> bool:
+    """Whether torch's coalescing manager gathers calls now: it begins them together when it ends, and what they return
+    until then cannot be waited for."""
+    return bool(distributed_c10d._world.pg_coalesce_state)
 
 
 def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str], name: str) -> Any:
