@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from workbench.core.cell_source import OWN_STEP, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.frameworks import Capability, check_own_steps, framework
 from workbench.core.live.rank_row import live_directory
@@ -23,6 +22,7 @@ from workbench.core.network import read as read_network
 from workbench.core.recipe import recipe
 from workbench.core.records import RESTARTING, Command, EventKind
 from workbench.core.rules import criteria
+from workbench.core.user_code.cell_source import OWN_STEP, names_of
 from workbench.engine import notebook_group, process_group
 from workbench.engine.agree.control import AgreedControl
 from workbench.engine.agree.exchange import Exchange

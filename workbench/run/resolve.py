@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import plan_grammar
-from workbench.core.cell_source import OWN_STEP, check_cell, names_of
 from workbench.core.config import SPEC_FILE, TrainSpec, check_types, read_spec_options
 from workbench.core.controls import BEST
 from workbench.core.flags import FLAGS
 from workbench.core.frameworks import DEFAULT_FRAMEWORK, PLUGIN_OPTIONS, SPLIT, check_own_steps, framework
 from workbench.core.plans.requirements import check_capabilities
 from workbench.core.recipe import check_options, check_plan, recipe, with_absolute_paths
+from workbench.core.user_code.cell_source import OWN_STEP, check_cell, names_of
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.rundir import checkpoints
 from workbench.rundir.directory import CELL_FILE, recall_algorithm

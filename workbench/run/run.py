@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.core import controls
-from workbench.core.cell_source import logged_names
 from workbench.core.columns import Columns
 from workbench.core.controls import BEST, NEWEST
 from workbench.core.records import EventKind
 from workbench.core.rules.expressions import Expression
+from workbench.core.user_code.cell_source import logged_names
 from workbench.errors import ConfigError, RunError
 from workbench.events.outcome import FirstFailure, failure_of
 from workbench.run import branching

@@ -15,10 +15,10 @@ from typing import Any
 
 from workbench.cluster.session import Session
 from workbench.core import algorithms
-from workbench.core.cell_source import names_of
 from workbench.core.config import ParallelPlan, TrainSpec
 from workbench.core.frameworks import Capability, framework
 from workbench.core.records import EventKind
+from workbench.core.user_code.cell_source import names_of
 from workbench.errors import ConfigError, RunError
 from workbench.events.decode import of_kind
 from workbench.run.job import TrainingJob

@@ -8,8 +8,8 @@ import nbformat
 import pytest
 
 from workbench.cli import main as cli
-from workbench.core.cell_source import check_cell
 from workbench.core.config import TrainSpec, read_spec_options
+from workbench.core.user_code.cell_source import check_cell
 
 
 def test_a_project_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workbench.core.cell_source import check_cell
+from workbench.core.user_code.cell_source import check_cell
 from workbench.errors import ConfigError
 
 CELL = """

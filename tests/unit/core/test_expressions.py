@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from workbench.core.cell_source import logged_names
 from workbench.core.rules.criteria import check_known
 from workbench.core.rules.expressions import Expression
 from workbench.core.rules.own_alerts import OwnAlerts, check_alert
+from workbench.core.user_code.cell_source import logged_names
 from workbench.errors import ConfigError
 
 

@@ -24,7 +24,7 @@ from workbench.cluster.debugger import on_rank
 from workbench.cluster.server.tracebacks import hide_signal_handlers
 from workbench.core.live import current_cell, given_names, post_mortem, rank_row
 from workbench.core.live.collective_row import DIRECTORY
-from workbench.core.user_modules import CELL_RANKS, names_imported_from, user_modules
+from workbench.core.user_code.user_modules import CELL_RANKS, names_imported_from, user_modules
 
 #: the variable of a rank that names the modules that were reloaded before the current cell
 RELOADED = "_reloaded_modules"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.random import mtrand
 
-from workbench.core.user_modules import is_users
+from workbench.core.user_code.user_modules import is_users
 
 #: objects that are looked at, and elements of one container
 _MOST, _MOST_ELEMENTS = 20_000, 256

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.core.cell_source import EVALUATION
 from workbench.core.records import ValueRecord
+from workbench.core.user_code.cell_source import EVALUATION
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
 from workbench.engine.base.user_log import UserLog

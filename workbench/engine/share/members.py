@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.constants import default_pg_timeout
 
-from workbench.core.user_modules import CELL_RANKS
+from workbench.core.user_code.user_modules import CELL_RANKS
 from workbench.errors import ConfigError
 
 _PAUSE_S = 0.005

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from workbench.core.user_modules import imported_by
+from workbench.core.user_code.user_modules import imported_by
 from workbench.engine.base.tensor import is_array, is_tensor
 from workbench.engine.base.workload import TakenNames
 from workbench.engine.state.plain_state import NotPlainError, from_plain, to_plain

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from workbench.core.cell_source import OWN_STEP, logged_names
 from workbench.core.config import TrainSpec
 from workbench.core.frameworks import framework
 from workbench.core.knobs import Knobs
 from workbench.core.ordered_samples import SettableSamples
 from workbench.core.rules.own_alerts import OwnAlerts
+from workbench.core.user_code.cell_source import OWN_STEP, logged_names
 from workbench.engine.base.group_rates import scaled
 from workbench.engine.base.user_log import UserLog
 from workbench.engine.base.workload import BatchSource, Workload
