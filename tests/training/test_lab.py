@@ -28,14 +28,14 @@ def found(shell):
     told = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("magics.verify.ProgressBar.tell", lambda bar, *told_now: told.append(told_now))
-        result = shell.run_cell_magic("dist_lab", f"{FLAGS} --algorithms ddp,bf16,sign+ef --seeds 2", CELL)
+        result = shell.run_cell_magic("dist_lab", f"{FLAGS} --algorithms ddp,bf16,sign+ef,local-sgd:4 --seeds 2", CELL)
     return result, told
 
 
 def test_each_algorithm_is_trained_with_each_seed_and_kept(found):
     table = found[0].table()
-    assert list(table["algorithm"]) == ["ddp", "ddp", "bf16", "bf16", "sign+ef", "sign+ef"]
-    assert list(table["seed"]) == [1024, 1025] * 3
+    assert list(table["algorithm"]) == ["ddp", "ddp", "bf16", "bf16", "sign+ef", "sign+ef", *["local-sgd:4"] * 2]
+    assert list(table["seed"]) == [1024, 1025] * 4
     assert not any(table["failed"])
     for row in table.itertuples():
         run = Run(row.run)
@@ -48,13 +48,15 @@ def test_bytes_are_those_of_the_algorithms(found):
     sent = found[0].table().groupby("algorithm")["step_bytes"].median()
     assert sent["ddp"] - sent["bf16"] == pytest.approx(2 * 2 * ELEMENTS), "of two ranks, what agreements send is alike"
     assert sent["sign+ef"] < sent["bf16"]
+    # seven exchanges of whole weights follow the 29 steps after the first
+    assert sent["ddp"] - sent["local-sgd:4"] == pytest.approx(2 * 4 * ELEMENTS * (1 - 7 / 29))
 
 
 def test_all_reach_the_loss_and_the_sentence_says_who_was_first(found):
     result, told = found
     assert math.isfinite(result.target) and np.isfinite(result.table()["seconds"]).all()
-    assert any(f"{name} reached loss" in result.words()[0] for name in ("ddp", "bf16", "sign+ef"))
-    assert told[-1][1:] == (180, 180) and "seed 1025 (6 of 6)" in told[-1][0]
+    assert any(f"{name} reached loss" in result.words()[0] for name in ("ddp", "bf16", "sign+ef", "local-sgd:4"))
+    assert told[-1][1:] == (240, 240) and "seed 1025 (8 of 8)" in told[-1][0]
 
 
 def test_frameworks_are_compared_under_one_plan(shell):

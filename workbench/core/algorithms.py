@@ -260,6 +260,12 @@ def is_local(text: str) -> bool:
         return False
 
 
+def steps_alone_after(text: str) -> float:
+    """The last step whose gradients are averaged, after which ranks step by themselves: 0 where they do from the first
+    step on, infinite where they never do, or where this machine does not have the algorithm ("": none)."""
+    return chosen(text).settings.get("after", 0.0) if is_local(text) else math.inf
+
+
 def name_of(text: str) -> str:
     """``"topk:0.01+ef"`` -> ``"topk"``."""
     return _parts(text)[0]

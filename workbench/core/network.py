@@ -120,6 +120,11 @@ def _in_unit(value: float, units: Mapping[str, float], digits: int = 10, space: 
     return f"{value / units[unit]:.{digits}g}{space}{unit}"
 
 
+def rate_in_words(bits_per_s: float) -> str:
+    """``"100 Mbit/s"``, with three digits."""
+    return f"{_in_unit(bits_per_s, _BITS, 3, ' ')}/s"
+
+
 def in_words(bits_per_s: float, latency_s: float) -> str:
     """``"100 Mbit/s, 20 ms"``, with three digits."""
-    return f"{_in_unit(bits_per_s, _BITS, 3, ' ')}/s, {_in_unit(latency_s, _SECONDS, 3, ' ')}"
+    return f"{rate_in_words(bits_per_s)}, {_in_unit(latency_s, _SECONDS, 3, ' ')}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core import algorithms
 from workbench.core.columns import Columns
 from workbench.core.config import SPEC_FILE, TrainSpec, read_spec_options
 from workbench.core.records import columns_of
@@ -119,7 +120,7 @@ def from_run(run: Path, *, x: str = "step") -> ComparedRun:
         logged=without_taken_back("values", found.tables["values"], found.tables["events"]),
     )
     if x == "bytes":
-        compared.curve["bytes"] = _bytes(metrics, found.tables)
+        compared.curve["bytes"] = _bytes(metrics, found.tables, algorithms.steps_alone_after(spec.plan.algorithm))
     return compared
 
 
@@ -184,17 +185,20 @@ def _logged(steps: np.ndarray, rows: Columns | None, spec: TrainSpec | None) -> 
     return out
 
 
-def _bytes(metrics: Columns, tables: dict[str, Columns]) -> np.ndarray:
+def _bytes(metrics: Columns, tables: dict[str, Columns], alone_after: float) -> np.ndarray:
     """Bytes that all ranks gave to collectives, cumulated; without such a log, what the host's network sent.
 
-    Steps whose collectives were not logged count as the median of those that were: a first step sends more.
+    Steps whose collectives were not logged count as the median of those that were: a first step sends more. Where ranks
+    step by themselves, ``alone_after`` a step, all steps in which they exchange weights were logged, and nothing is
+    sent in the others.
     """
     collectives = tables["collectives"]
     steps = metrics["step"]
     if collectives["step"].size and steps.size:
         numbers, index = np.unique(collectives["step"], return_inverse=True)
         totals = np.bincount(index, weights=collectives["bytes"])
-        per_step = np.full(steps.size, np.median(totals))
+        together = totals[numbers <= alone_after]
+        per_step = np.where(steps <= alone_after, np.median(together) if together.size else math.nan, 0.0)
         place = np.searchsorted(steps, numbers)
         known = (place < steps.size) & (steps[np.minimum(place, steps.size - 1)] == numbers)
         per_step[place[known]] = totals[known]

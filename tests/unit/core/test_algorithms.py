@@ -102,6 +102,8 @@ def test_settings_stand_behind_the_number():
     assert chosen.text == "diloco:20:momentum=0.5"
     assert algorithms.normal("diloco:lr=0.70") == "diloco:50", "defaults are not named"
     assert ParallelPlan.parse("torch ddp4:diloco:20:lr=1").describe() == "torch ddp4:diloco:20:lr=1"
+    texts = ("diloco:5", "post-local-sgd:5:after=7", "topk", "", "theirs:3")
+    assert [algorithms.steps_alone_after(text) for text in texts] == [0, 7, math.inf, math.inf, math.inf]
     assert not algorithms.is_local("bf16") and not algorithms.is_local("") and not algorithms.is_local("theirs:3")
 
 

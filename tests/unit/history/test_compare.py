@@ -21,6 +21,7 @@ from workbench.core.records import SESSION_RANK, CollectiveRecord, StepRecord
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.export import export
 from workbench.history import compare as comparing
+from workbench.history import sources
 from workbench.history.show import curve_table, tables
 from workbench.rundir.log import RankLogWriter
 
@@ -96,6 +97,15 @@ def test_axes_are_cumulated(home: Path) -> None:
     ):
         curves = workbench.compare(["a", "b"], x).curves()
         assert curves[curves["run"] == "a"][x].tolist() == pytest.approx(expected), x
+
+
+def test_of_local_steps_those_that_are_not_logged_sent_nothing() -> None:
+    metrics = {"step": np.arange(1.0, 9.0)}
+    logged = {"step": np.array([1, 1, 2, 2, 8, 8]), "bytes": np.array([5, 5, 5, 5, 40, 40])}
+    together = sources._bytes(metrics, {"collectives": logged, "devices": {}}, math.inf)
+    assert np.diff(together).tolist() == [10, 10, 10, 10, 10, 10, 80]
+    alone = sources._bytes(metrics, {"collectives": logged, "devices": {}}, 3)
+    assert np.diff(alone).tolist() == [10, 10, 0, 0, 0, 0, 80]
 
 
 def test_ends_are_matched_on_the_axis_of_the_comparison(home: Path) -> None:

@@ -54,7 +54,7 @@ def after(runs: Path) -> Iterator[Completes]:
         ("%dist_train --recipe=dig", {"digits-vit"}),
         ("run = %dist_train dig", {"digits-vit"}),
         ("%dist_train --plugin ze", {"zero1", "zero2", "zero3"}),
-        ("%dist_train --algorithm p", {"powersgd"}),
+        ("%dist_train --algorithm po", {"powersgd", "post-local-sgd"}),
         ("%dist_train --framework torch --plugin ", {"ddp"}),
         ("%dist_train --precision ", {"fp32", "bf16", "fp16"}),
         ("%dist_train --resume fi", {"first"}),

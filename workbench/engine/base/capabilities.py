@@ -238,6 +238,9 @@ class LocallyUpdated(Protocol):
         """Whether the gradients of this step are the rank's own, and its update too. Alike on all ranks; from
         ``forward_backward`` to ``step``."""
 
+    def exchanges_weights(self) -> bool:
+        """Whether ranks exchange weights after this step."""
+
     def averaged(self) -> AbstractContextManager[None]:
         """While entered, all ranks hold the means of their weights. Collective where they differ; entered again inside,
         it does nothing."""

@@ -63,6 +63,12 @@ class WeightExchange:
         return not self._algorithm.averages_gradients(int(self._step) + 1)
 
     @property
+    def is_due(self) -> bool:
+        """Whether weights are exchanged after the step that is computed, or comes next."""
+        step, places = int(self._step) + 1, range(len(self._parameters))
+        return self.is_alone and any(self._algorithm.is_due(step, place) for place in places)
+
+    @property
     def do_differ(self) -> bool:
         """Whether ranks may hold other weights by now. Alike on all ranks."""
         return bool(self._differ)

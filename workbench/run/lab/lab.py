@@ -16,6 +16,7 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.history.sources import from_run
 from workbench.run.lab.options import called, read, read_frameworks
 from workbench.run.lab.result import ALGORITHM, FRAMEWORK, Lab, Result, Trial, common_loss
+from workbench.run.lab.step_cost import read_cost
 from workbench.run.launch import Progress, counting, follow, resolved, train
 from workbench.run.planning.attempt import LEAST_STEPS, attempt, measured
 from workbench.run.resolve import Request
@@ -98,6 +99,7 @@ def lab(
         results=tuple(results),
         target=common_loss(trials) if target is None else target,
         compares=FRAMEWORK if frameworks else ALGORITHM,
+        network=wanted[0].request.spec.network,
     )
 
 
@@ -149,7 +151,10 @@ def _trial(run: Run, wanted: _Wanted, tell: Callable[[int], object]) -> Trial:
     except RunError as error:
         failed = str(error)
     grown = max(measured(run).grown) if found is not None else float("nan")
-    return Trial(choice=wanted.choice, seed=wanted.seed, name=run.name, run=found, failed=failed, grown=grown)
+    cost = read_cost(run) if found is not None else None
+    return Trial(
+        choice=wanted.choice, seed=wanted.seed, name=run.name, run=found, failed=failed, grown=grown, cost=cost
+    )
 
 
 def _name(base: str, choice: str, seed: int) -> str:

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.core import numbers
+from workbench.core import algorithms, numbers
+from workbench.core.network import read as read_network
 from workbench.history.sources import ComparedRun
 from workbench.run.lab.options import called
+from workbench.run.lab.prediction import RATES, Prediction, prediction_figure
+from workbench.run.lab.step_cost import StepCost
 from workbench.telemetry.row_views import smooth
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ _HEADS = {
 class Trial:
     """One training of a lab. ``choice``: its algorithm ("": whole gradients) or its framework. ``name``: of its run.
     ``run``: its curves over steps, seconds and bytes of all ranks; None where it failed, for the reason ``failed``.
-    ``grown``: bytes by which the memory of a rank grew at most while it trained (NaN: not known)."""
+    ``grown``: bytes by which the memory of a rank grew at most while it trained (NaN: not known). ``cost``: of its
+    steps, for predictions; None where it is not known."""
 
     choice: str
     seed: int
@@ -46,6 +50,7 @@ class Trial:
     failed: str = ""
     name: str = ""
     grown: float = math.nan
+    cost: StepCost | None = None
 
     def losses(self) -> np.ndarray:
         """The loss of each step, smoothed (an exponential mean with weight 0.2)."""
@@ -58,14 +63,17 @@ class Trial:
         return float(self.run.curve[axis][reached[0]]) if self.run is not None and reached.size else math.nan
 
     def step_s(self) -> float:
-        """The median time of a step."""
-        times = np.diff(self.run.curve["time"]) if self.run is not None else np.empty(0)
-        return float(np.median(times)) if times.size else math.nan
+        """The time of a step: the median, or the mean where only some steps exchange weights."""
+        return self._usual("time")
 
     def step_bytes(self) -> float:
-        """The median of the bytes that all ranks sent in a step."""
-        sent = np.diff(self.run.curve["bytes"]) if self.run is not None else np.empty(0)
-        return float(np.median(sent)) if sent.size else math.nan
+        """The bytes that all ranks sent in a step, likewise."""
+        return self._usual("bytes")
+
+    def _usual(self, axis: str) -> float:
+        steps = np.diff(self.run.curve[axis]) if self.run is not None else np.empty(0)
+        usual = np.mean if algorithms.is_local(self.choice) else np.median
+        return float(usual(steps)) if steps.size else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,16 @@ class Result:
         """The smoothed loss at the end of each trial that took a step."""
         return [float(losses[-1]) for trial in self.trials if (losses := trial.losses()).size]
 
+    def cost(self) -> StepCost | None:
+        """The cost of a step in the first trial that knows it."""
+        return next((trial.cost for trial in self.trials if trial.cost is not None), None)
+
+    def reached(self, target: float, axis: str) -> float:
+        """The median of ``values`` over the seeds; infinite where one did not reach the loss, or failed."""
+        found = self.values(target, axis)
+        reached = len(found) == len(self.trials) and all(map(math.isfinite, found))
+        return statistics.median(found) if reached else math.inf
+
     def step_s(self) -> float:
         """The median time of a step over the seeds; NaN where a trial failed."""
         return math.nan if any(trial.failed for trial in self.trials) else _median(t.step_s() for t in self.trials)
@@ -97,12 +115,32 @@ class Result:
 class Lab:
     """Algorithms or frameworks that trained the same model, compared. It shows itself as a sentence and a table.
 
-    ``target``: the smoothed loss whose time is compared. ``compares``: "algorithm" or "framework".
+    ``target``: the smoothed loss whose time is compared. ``compares``: "algorithm" or "framework". ``network``: what
+    was emulated, as ``--network`` reads it ("": nothing).
     """
 
     results: tuple[Result, ...]
     target: float
     compares: str = ALGORITHM
+    network: str = ""
+
+    def predicted(
+        self, rates: Sequence[float] = RATES, ranks: Sequence[int] = (), latency_s: float | None = None
+    ) -> pd.DataFrame:
+        """Predicted, not measured: the time of a step, and to the target loss in as many steps as here, of each
+        algorithm. One row each: see ``run.lab.prediction.Prediction.table``.
+
+        ``rates``: of links, in bits per second; ``ranks``: how many (default: as many as here); ``latency_s``: of a
+        message (default: that of the emulated network, or none).
+        """
+        return self._prediction(latency_s).table(rates, ranks)
+
+    def _prediction(self, latency_s: float | None = None) -> Prediction:
+        own = read_network(self.network).latency_s if self.network else 0.0
+        reached = {
+            each.name: (cost, each.reached(self.target, "step")) for each in self.results if (cost := each.cost())
+        }
+        return Prediction(costs=reached, latency_s=own if latency_s is None else latency_s)
 
     def table(self) -> pd.DataFrame:
         """One row per trial: algorithm or framework, seed, run, seconds and bytes of all ranks until the target loss,
@@ -140,6 +178,7 @@ class Lab:
             baseline = next((result for result in self.results if not result.choice), None)
             if baseline is not None:
                 lines += self._beside(baseline)
+            lines += self._prediction().words(called("bf16"), called(""))
         failed = [(result, trial) for result in self.results for trial in result.trials if trial.failed]
         lines += [f"{result.name}, seed {trial.seed}: {trial.failed}" for result, trial in failed]
         if max((len(result.trials) for result in self.results), default=0) == 1:
@@ -180,7 +219,7 @@ class Lab:
 
     def _first(self) -> str:
         """Who reached the loss first, where that can be told."""
-        ranked = sorted((self._time(each), each.name, each) for each in self.results)
+        ranked = sorted((each.reached(self.target, "time"), each.name, each) for each in self.results)
         known = [(time, each) for time, _, each in ranked if time < math.inf]
         loss = f"loss {numbers.number(self.target)}"
         if not known:
@@ -193,9 +232,10 @@ class Lab:
 
     def _beside(self, baseline: Result) -> list[str]:
         """How much faster and smaller than whole gradients the others are."""
-        lines, time, sent = [], self._time(baseline), _median(trial.step_bytes() for trial in baseline.trials)
+        lines = []
+        time, sent = baseline.reached(self.target, "time"), _median(trial.step_bytes() for trial in baseline.trials)
         for each in self.results:
-            own, size = self._time(each), _median(trial.step_bytes() for trial in each.trials)
+            own, size = each.reached(self.target, "time"), _median(trial.step_bytes() for trial in each.trials)
             if each is baseline or not size > 0:
                 continue
             fewer = f"{each.name} sent {sent / size:.3g} times fewer bytes a step than {baseline.name}"
@@ -205,12 +245,6 @@ class Lab:
                 fewer += f" and did not reach loss {numbers.number(self.target)}"
             lines.append(f"{fewer}.")
         return lines
-
-    def _time(self, result: Result) -> float:
-        """The median over the seeds; infinite where one did not reach the loss, or failed."""
-        found = result.values(self.target, "time")
-        reached = len(found) == len(result.trials) and all(map(math.isfinite, found))
-        return statistics.median(found) if reached else math.inf
 
     def _rows(self) -> list[list[str]]:
         if self.compares == FRAMEWORK:
@@ -250,7 +284,8 @@ class Lab:
         return [trial.run for result in self.results for trial in result.trials[:1] if trial.run is not None]
 
     def figures(self) -> list[Any]:
-        """Loss over seconds, over bytes and over steps, of the first seed: Bokeh figures."""
+        """Loss over seconds, over bytes and over steps, of the first seed, and the predicted time to the loss over the
+        rate of a link: Bokeh figures."""
         from workbench.history.compare import compare_loaded
         from workbench.history.curves import figures
 
@@ -262,7 +297,17 @@ class Lab:
             figure = figures(compare_loaded(runs, axis))[0]
             figure.title.text = title
             drawn.append(figure)
+        predicted = self.predicted() if self.compares == ALGORITHM else None
+        if predicted is not None and np.isfinite(predicted["seconds"].astype(float)).any():
+            drawn.append(prediction_figure(predicted, self._measured()))
         return drawn
+
+    def _measured(self) -> dict[str, tuple[float, float]]:
+        """By algorithm, the rate of the emulated network and the time to the loss on it; none where it was not
+        emulated."""
+        rate = read_network(self.network).bits_per_s if self.network else math.nan
+        times = {each.name: (rate, each.reached(self.target, "time")) for each in self.results}
+        return {name: point for name, point in times.items() if all(map(math.isfinite, point))}
 
     def picture(self) -> bytes:
         """A PNG of the figures, for viewers without scripts."""

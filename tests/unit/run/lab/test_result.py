@@ -13,6 +13,7 @@ from workbench.errors import ConfigError
 from workbench.history.sources import ComparedRun
 from workbench.run.lab.options import DEFAULT, read, read_frameworks
 from workbench.run.lab.result import FRAMEWORK, Lab, Result, Trial, common_loss
+from workbench.run.lab.step_cost import Sent, StepCost
 
 STEPS = 200
 
@@ -139,3 +140,36 @@ def test_algorithms_are_read_once_each():
         read(" , ")
     with pytest.raises(ConfigError, match="unknown algorithm 'bf17'"):
         read("ddp,bf17")
+
+
+def test_what_other_links_would_do_is_predicted_and_said_so():
+    """Whole gradients: 1 MB a step; a tenth of them costs twice the compute, and as many steps."""
+    costs = {
+        "": StepCost(ranks=2, compute_s=0.1, backward_s=0.05, sent=(Sent(kind="all_reduce", calls=1, bytes=1e6),)),
+        "topk": StepCost(ranks=2, compute_s=0.2, backward_s=0.05, sent=(Sent(kind="all_reduce", calls=1, bytes=1e5),)),
+    }
+    groups = [[replace(trial(name, **WHOLE), cost=cost)] for name, cost in costs.items()]
+    found = lab(*groups)
+    steps = found.results[0].reached(found.target, "step")
+    table = found.predicted(rates=[8e6], ranks=[2, 4], latency_s=0.01)
+    assert list(table["algorithm"]) == ["ddp", "ddp", "topk", "topk"]
+    assert list(table["step_s"]) == pytest.approx([0.1 + 1.02, 0.1 + 1.56, 0.2 + 0.12, 0.2 + 0.21])
+    assert list(table["seconds"]) == pytest.approx([steps * step_s for step_s in table["step_s"]])
+    words = next(line for line in found.words() if line.startswith("Predicted"))
+    # 8 (1e6 - 1e5) bits take a tenth of a second at 72 Mbit/s
+    assert words.startswith("Predicted (alpha-beta model, compute as measured here, 2 ranks, a latency of 0 ms): ")
+    assert "before ddp by topk below 7" in words and words.endswith("Mbit/s.")
+    titles = [figure.title.text for figure in found.figures()]
+    assert titles[-1] == "Predicted time to the loss over the rate of a link" and len(titles) == 4
+    measured = replace(found, network="8Mbit,10ms")
+    assert measured.predicted(rates=[8e6])["latency_s"].tolist() == [0.01, 0.01]
+    labels = [item.label.value for item in measured.figures()[-1].legend[0].items]
+    assert labels == ["ddp, predicted", "ddp, measured", "topk, predicted", "topk, measured"]
+    assert not any(line.startswith("Predicted") for line in lab([trial("", **WHOLE)], [trial("bf16", **HALF)]).words())
+
+
+def test_local_steps_are_counted_on_average():
+    one = trial("local-sgd:4", **WHOLE)
+    assert one.run is not None
+    one.run.curve["bytes"] = np.cumsum(np.where(np.arange(STEPS) % 4 == 3, 8e6, 0.0))
+    assert one.step_bytes() == pytest.approx(8e6 * 50 / (STEPS - 1))

@@ -318,6 +318,10 @@ class ColossalStrategy(Strategy):
         """As ``LocallyUpdated.is_alone``."""
         return self.plan.weights_exchange is not None and self.plan.weights_exchange.is_alone
 
+    def exchanges_weights(self) -> bool:
+        """As ``LocallyUpdated.exchanges_weights``."""
+        return self.plan.weights_exchange is not None and self.plan.weights_exchange.is_due
+
     def averaged(self) -> AbstractContextManager[None]:
         """As ``LocallyUpdated.averaged``."""
         exchange = self.plan.weights_exchange

@@ -64,6 +64,10 @@ class DdpStrategy(ReplicatedStrategy):
         """As ``LocallyUpdated.is_alone``."""
         return self._weights is not None and self._weights.is_alone
 
+    def exchanges_weights(self) -> bool:
+        """As ``LocallyUpdated.exchanges_weights``."""
+        return self._weights is not None and self._weights.is_due
+
     def averaged(self) -> AbstractContextManager[None]:
         """As ``LocallyUpdated.averaged``."""
         return nullcontext() if self._weights is None else self._weights.averaged()

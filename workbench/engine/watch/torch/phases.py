@@ -19,7 +19,7 @@ from typing import Any
 from workbench.core.config import MonitorSpec
 from workbench.core.records import CollectiveRecord, EventKind, PhaseRecord
 from workbench.engine.base.batch import Batch
-from workbench.engine.base.capabilities import DdpReduced
+from workbench.engine.base.capabilities import DdpReduced, LocallyUpdated
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.parts import BatchObserver
 from workbench.engine.base.strategy import PlannedRank
@@ -98,12 +98,17 @@ class PhaseWatch(StepObserver):
         self._finish_step()
         self._write_ready()
         self._adopt(step, watch)
-        recorded = self.intervals.records_collectives(step)
-        self._in_step = self.intervals.records_phases(step)
+        recorded = self.intervals.records_collectives(step) or self._exchanges_weights()
+        self._in_step = recorded or self.intervals.records_phases(step)
         begin = self._recorder.enter("monitor") if self._in_step else self._recorder.resume(NO_PHASE)
         self._now = _Step(step=step, begin=begin, recorded=recorded)
         self._collectives.recording = recorded
         self._began_s = time.perf_counter()
+
+    def _exchanges_weights(self) -> bool:
+        """Whether ranks that step by themselves exchange weights after this step: no interval would meet those steps as
+        often as they come."""
+        return isinstance(self._strategy, LocallyUpdated) and self._strategy.exchanges_weights()
 
     def phase(self, name: str) -> None:
         if name == "idle":
