@@ -4,10 +4,12 @@ are the state."""
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 import torch
 
 from workbench.engine.frameworks.tensorflow.arrays import to_numpy, to_tensorflow, to_torch
@@ -16,6 +18,8 @@ from workbench.engine.frameworks.tensorflow.mirror import Mirror, MirroredModel
 #: names of Keras -> those under which figures look for first and second moments
 _NAMES = {"momentum": "exp_avg", "velocity": "exp_avg_sq", "accumulator": "sum"}
 _STEP = "step"
+#: of a person who turns the weight decay, or freezes layers, again and again
+_MOST_COMPILED = 8
 
 
 class KerasOptimizer(torch.optim.Optimizer):
@@ -36,6 +40,8 @@ class KerasOptimizer(torch.optim.Optimizer):
         }
         self._read: dict[tuple[torch.Tensor, str], tuple[torch.Tensor, int]] = {}
         self._is_behind = False
+        #: updates that are compiled, as ``fit`` of Keras has them, by the weights that have a gradient and the decay
+        self._compiled: dict[Any, Callable[[list[Any]], object]] = {}
         decay = {} if optimizer.weight_decay is None else {"weight_decay": float(optimizer.weight_decay)}
         super().__init__(list(self._mirrors), {"lr": lr, **decay})
 
@@ -81,11 +87,21 @@ class KerasOptimizer(torch.optim.Optimizer):
                 each.push()
             group = self.param_groups[0]
             self.keras.learning_rate = group["lr"]
-            self.keras.weight_decay = group.get("weight_decay")
-            self.keras.apply([to_tensorflow(gradient) for _, gradient in given], [each.variable for each, _ in given])
+            update = self._update([each.variable for each, _ in given], group.get("weight_decay"))
+            update([to_tensorflow(gradient) for _, gradient in given])
             for each, _ in given:
                 each.pull()
             self._is_behind = True
+
+    def _update(self, variables: list[Any], decay: float | None) -> Callable[[list[Any]], object]:
+        """Updates ``variables`` by their gradients."""
+        key = (decay, *map(id, variables))
+        if key not in self._compiled:
+            if len(self._compiled) == _MOST_COMPILED:
+                self._compiled.clear()
+            self.keras.weight_decay = decay  # a compiled update has the one that it was traced with
+            self._compiled[key] = tf.function(lambda given: self.keras.apply(given, variables), autograph=False)
+        return self._compiled[key]
 
 
 def _slots(optimizer: keras.optimizers.Optimizer, mirrors: list[Mirror]) -> dict[torch.Tensor, dict[str, Any]]:

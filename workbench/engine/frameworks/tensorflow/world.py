@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,7 @@ class Group:
                 f"there are {size} ranks of TensorFlow, not {ranks}: run %dist_down, then %dist_up -n {ranks}"
             )
         self.size, self._key = ranks, key
-        self._worker = _Worker()
+        self._worker = _Worker(_world[0].pids[:ranks])
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sum ``tensor`` over the ranks, in place."""
@@ -218,9 +218,11 @@ class Group:
 
 
 class _Worker:
-    """A thread that waits in TensorFlow, where nothing could break the wait of the main thread."""
+    """A thread that waits in TensorFlow, where nothing could break the wait of the main thread. ``pids``: of the ranks
+    that it waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
         self._asked: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._found: Any = None
         self._error: BaseException | None = None
@@ -239,6 +241,7 @@ class _Worker:
         """What ``compute`` returns. An interrupt, and a release from a collective that cannot end, break the wait.
         ``PeerLostError`` when another rank has ended."""
         self._done.clear()
+        self._error = None
         self._asked.put(compute)
         looked = time.monotonic()
         with _polling() as seen:
@@ -247,11 +250,16 @@ class _Worker:
                     raise CollectiveReleasedError(f"{seen.released}; this rank was released from TensorFlow")
                 if time.monotonic() - looked > _ALIVE_EVERY_S:
                     looked = time.monotonic()
-                    _check_alive()
+                    self._check_alive()
         if self._error is not None:
-            _check_alive()
+            self._check_alive()
             raise self._error
         return self._found
+
+    def _check_alive(self) -> None:
+        for rank, pid in enumerate(self._pids):
+            if not Path(f"/proc/{pid}").exists():
+                raise PeerLostError(f"rank {rank} has ended while this one waited for it in TensorFlow")
 
     def close(self) -> None:
         self._asked.put(None)
@@ -269,9 +277,3 @@ def _polling() -> Iterator[record.Record | None]:
         yield seen
     finally:
         seen.polls = False
-
-
-def _check_alive() -> None:
-    for rank, pid in enumerate(_world[0].pids):
-        if not Path(f"/proc/{pid}").exists():
-            raise PeerLostError(f"rank {rank} has ended while this one waited for it in TensorFlow")
