@@ -26,9 +26,10 @@ def candidates(frameworks: list[Framework], ranks: int, given: Mapping[str, Any]
 def _of_plugin(framework: Framework, plugin: Plugin, ranks: int, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     base = {"framework": framework.name, "plugin": plugin.name, "ranks": ranks}
     takes = [axis for axis in SPLIT if axis in plugin.options]
+    if any(given.get(axis) not in (None, 1) for axis in SPLIT if axis not in takes):
+        return
     if not takes:
-        if all(given.get(axis) in (None, 1) for axis in SPLIT):
-            yield base
+        yield base
         return
     for sizes in _sizes(takes, ranks, given):
         block = math.prod(sizes.values())

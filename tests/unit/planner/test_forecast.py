@@ -77,6 +77,14 @@ def test_given_options_stay():
     hybrid = [("colossal", "hybrid", 2, 1), ("colossal", "hybrid", 2, 2)]
     assert options_of(4, plugin="hybrid", tp=2, framework="colossal") == hybrid
     assert options_of(4, plugin="fsdp", tp=2) == [("torch", "fsdp", 2, 1)]
+    assert {plugin for _, plugin, _, _ in options_of(4, pp=2)} == {"hybrid", "zero1"}, "others take no --pp"
+
+
+def test_a_given_context_parallel_size_is_that_of_each_plan():
+    found = list(candidates(usable(), 4, {"cp": 2}))
+    assert [(each["framework"], each["plugin"], each["cp"]) for each in found] == [("torch", "context", 2)]
+    sizes = [each["cp"] for each in candidates(usable(), 4, {"framework": "torch"}) if each["plugin"] == "context"]
+    assert sizes == [2, 4], "with one rank to a sequence it is ddp"
 
 
 def test_plans_that_only_split_state_are_those_with_somebody_to_split_it_with():
