@@ -64,7 +64,7 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     check_types(base)
     check_types(overrides)
     if is_new_plan:
-        base = {name: value for name, value in base.items() if name == "ranks" or name not in plan_grammar.OPTIONS}
+        base = _without_plan(base)
     kept = dict(base)
     name = overrides.get("framework", base.get("framework", DEFAULT_FRAMEWORK))
     chosen = framework(name)
@@ -89,6 +89,11 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     if "ranks" not in overrides and "ranks" in base and _divides(base) and not _divides(options):
         del options["ranks"]
     return options
+
+
+def _without_plan(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options without those of a plan, but with the number of ranks."""
+    return {name: value for name, value in options.items() if name == "ranks" or name not in plan_grammar.OPTIONS}
 
 
 def _divides(options: Mapping[str, Any]) -> bool:
@@ -143,7 +148,8 @@ def resolve(
         options = {**options, "resume": f"{checkpoints.DISTRIBUTED}{begun}"}
     elif options.get("resume"):
         own_cell = cell
-        options, cell = _resumed(options, cell)
+        is_new_plan = any(given.get("plan") is not None for given in (of_file, overrides))
+        options, cell = _resumed(options, cell, is_new_plan)
         if own_cell is None and cell is not None:
             folder = Path(checkpoints.split(options["resume"])[0])
     spec = _completed(options, cell, default_ranks)
@@ -157,13 +163,13 @@ def resolve(
     return Request(spec=spec, cell=cell, cell_folder=folder, told=tuple(file.words() for file in files))
 
 
-def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any], str | None]:
+def _resumed(options: dict[str, Any], cell: str | None, is_new_plan: bool) -> tuple[dict[str, Any], str | None]:
     """Return the options and the cell of a run that continues from the checkpoint ``options["resume"]``.
 
     Missing options and a missing cell come from the run that wrote the checkpoint; ``clip`` and ``accumulate`` have the
-    values stored in the checkpoint. ``resume`` becomes that run's directory and the step. ``steps`` counts from the
-    beginning of that run. Raises ``ConfigError`` when the run or the checkpoint does not exist, or no step is left to
-    train.
+    values stored in the checkpoint. ``is_new_plan``: a plan in words is among the options, and replaces that of the
+    run. ``resume`` becomes that run's directory and the step. ``steps`` counts from the beginning of that run. Raises
+    ``ConfigError`` when the run or the checkpoint does not exist, or no step is left to train.
     """
     name, step = checkpoints.split(options["resume"])
     try:
@@ -178,6 +184,7 @@ def _resumed(options: dict[str, Any], cell: str | None) -> tuple[dict[str, Any],
     if cell is None and "recipe" not in options and not before.recipe:
         cell = (run / CELL_FILE).read_text(encoding="utf-8")
     base = _inherited(before, current)
+    base = _without_plan(base) if is_new_plan else base
     if cell is not None:  # the learning rate is that of the optimizer that the cell defines
         base.pop("recipe", None)
         base.pop("lr", None)

@@ -60,6 +60,18 @@ def test_what_is_given_wins_and_another_plan_fits(run: Path) -> None:
     assert (other.pp, other.tp, other.micro_batches) == (2, 1, 2)
 
 
+def test_a_plan_in_words_replaces_that_of_the_run(run: Path) -> None:
+    """Also where the plugin before takes the sizes that the words name, as ZeRO-2 takes tp."""
+    plan = ParallelPlan(ranks=2, plugin="zero2")
+    path = run_directory.create(TrainSpec(name="sharded", plan=plan, steps=50), cell=CELL)
+    write_checkpoint(path, 20, saved_at=2.0)
+    for words, described in (("tp2", "tp2"), ("dp2", "ddp2"), ("cp2", "context cp2"), ("torch fsdp", "fsdp2")):
+        found = resolve({"resume": "sharded@20", "plan": words}, default_ranks=2).spec.plan
+        assert found.describe() == described
+    kept = resolve({"resume": "sharded@20", "tp": 2}, default_ranks=2).spec.plan
+    assert kept.describe() == "zero2 tp2", "flags change the plan of the run"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
