@@ -39,6 +39,7 @@ GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
 MEGATRON = {"framework": "megatron", "plugin": "ddp"}
+MEGATRON_TP = {"framework": "megatron", "plugin": "hybrid", "tp": 2}
 MPI = {"framework": "mpi", "plugin": "ddp"}
 #: every weight is split and gathered; by default DeepSpeed leaves small ones whole
 DS_SPLIT = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}}
@@ -168,6 +169,10 @@ CASES = [
     case(4, "gpt2", accumulate=2, clip=0.5, **MEGATRON),
     case(2, "llama", precision="bf16", tolerance=BF16, **MEGATRON),
     case(2, "gpt2", precision="fp16", accumulate=2, clip=0.5, tolerance=FP16, **MEGATRON),
+    *[case(2, model, **MEGATRON_TP) for model in ("llama", "gpt2-ended")],
+    case(4, "tied", accumulate=2, clip=0.5, **MEGATRON_TP),
+    case(2, "llama", precision="bf16", tolerance=BF16, **MEGATRON_TP),
+    case(4, "gpt2", precision="fp16", clip=0.5, tolerance=FP16, **MEGATRON_TP),
     *[case(2, model, **MPI) for model in ("gpt2", "tied")],
     case(4, "plain", accumulate=2, clip=0.5, **MPI),
     case(2, "llama", precision="bf16", clip=0.5, tolerance=BF16, **MPI),

@@ -76,6 +76,7 @@ CASES = [
     (4, "tied", MPI, FP32),
     (2, "gpt2", {**MEGATRON, "accumulate": 2}, FP32),
     (4, "tied", MEGATRON, FP32),
+    (4, "gpt2", {**MEGATRON, "plugin": "hybrid", "tp": 2}, FP32),
 ]
 
 

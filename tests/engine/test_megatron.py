@@ -18,6 +18,8 @@ REFUSED = {
     "a gradient hook": "lm_head.weight has a gradient hook",
     "fused": "leave fused=True out",
     "factored": "reads whole weights",
+    "gpt2 tp3": "--tp 3 does not divide the 4 num_attention_heads",
+    "gpt2 attn_pdrop tp2": "attention has dropout 0.1",
     "padded on the left": "Pad sequences at their end",
     "positions": "the model is called with position_ids",
     "embeddings": "the model is called with inputs_embeds, no input_ids",

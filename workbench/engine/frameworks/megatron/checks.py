@@ -57,10 +57,29 @@ def _differences(family: Family, model: Any) -> Iterator[str]:
             yield f"{name} is {parameter.dtype}, and the plan computes in float32"
 
 
+def _check_split(family: Family, config: Any, tp: int) -> None:
+    if tp == 1:
+        return
+    settings = family.settings(config)
+    names = ("num_attention_heads", "num_query_groups", "ffn_hidden_size")
+    for name in [each for each in names if settings.get(each, tp) % tp]:
+        raise ConfigError(
+            f"--tp {tp} does not divide the {settings[name]} {name} of the model: choose a tensor-parallel size that "
+            "does, or leave it out",
+            field="--tp",
+        )
+    if settings["attention_dropout"]:
+        raise ConfigError(
+            f"--tp {tp}: attention has dropout {settings['attention_dropout']:g}, which would leave out the same of "
+            "the heads of all ranks: set it to 0 in the model's configuration, or leave --tp out",
+            field="model",
+        )
+
+
 def check(spec: TrainSpec, workload: Workload) -> None:
     """Refuse it with ``ConfigError``."""
     model, optimizer = workload.model, workload.optimizer
-    family_of(model)
+    _check_split(family_of(model), model.config, spec.plan.tp)
     if workload.beside:
         raise ConfigError(
             f"the optimizer has parameters of {', '.join(workload.beside)}, which is not part of the model that "

@@ -44,7 +44,8 @@ class Computed:
             self._inner.train(self._model.training)
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        logits: Any = self._compute(input_ids, position_ids, _hidden(attention_mask)).float()
+        logits: Any = self._compute(input_ids, position_ids, _hidden(attention_mask))
+        logits = logits[..., : self._model.config.vocab_size].float()  # the others are padding
         loss = None
         if labels is not None:
             sizes = {"vocab_size": self._model.config.vocab_size}

@@ -8,7 +8,7 @@ a view of one of Megatron's, in which its elements have the user's order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,26 +19,47 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
 from torch.nn import functional
 
+from workbench.engine.state.layout import Place
+
 View = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Cut:
+    """How tensor-parallel ranks share a weight of the user's model: along ``dim``, each of ``sections`` (query, key and
+    value of GPT-2) by itself. The last rank has less where they don't share evenly (a vocabulary)."""
+
+    dim: int
+    sections: int = 1
+
+    def place(self, shape: Sequence[int], rank: int, ranks: int) -> Place:
+        """What rank number ``rank`` of ``ranks`` has of a weight of ``shape``."""
+        size = shape[self.dim] // self.sections
+        each = -(-size // ranks)
+        length = max(0, min(each, size - rank * each))
+        runs = tuple([(section * size + rank * each, length) for section in range(self.sections)])
+        return Place(tuple(shape), self.dim, runs)
+
+
+@dataclass(frozen=True)
 class Part:
-    """Where a weight of the user's model is: ``view`` of Megatron's weight ``name``, or of a tensor of its shape."""
+    """Where a weight of the user's model is: ``view`` of Megatron's weight ``name``, or of a tensor of its shape.
+    ``cut``: None where each rank has the whole of it."""
 
     name: str
     view: View
+    cut: Cut | None
 
 
 @dataclass(frozen=True)
 class Family:
     """Models that Megatron can compute. ``settings``: of ``TransformerConfig``, for a model's configuration; ``parts``:
-    pattern of the user's name -> name of Megatron's weight (``{0}`` is the layer) and the view of it, given the
-    configuration. ``positions``: Megatron's word for how positions are told. ``wanted``: options of the configuration
-    that it computes with one value only."""
+    pattern of the user's name -> name of Megatron's weight (``{0}`` is the layer), the view of it, given the
+    configuration, and how ranks share it. ``positions``: Megatron's word for how positions are told. ``wanted``:
+    options of the configuration that it computes with one value only."""
 
     settings: Callable[[Any], dict[str, Any]]
-    parts: Mapping[str, tuple[str, Callable[[Any], View]]]
+    parts: Mapping[str, tuple[str, Callable[[Any], View], Cut | None]]
     positions: str
     wanted: Mapping[str, Any]
     activation: str
@@ -46,10 +67,10 @@ class Family:
 
 def part_of(family: Family, config: Any, name: str) -> Part | None:
     """Where the weight ``name`` of a model with ``config`` is; None where Megatron has none such."""
-    for pattern, (theirs, view) in family.parts.items():
+    for pattern, (theirs, view, cut) in family.parts.items():
         found = re.fullmatch(pattern, name)
         if found:
-            return Part(theirs.format(*found.groups()), view(config))
+            return Part(theirs.format(*found.groups()), view(config), cut)
     return None
 
 
@@ -63,10 +84,11 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype) -> GPTModel:
-    """The same model with weights of its own, which computes in ``dtype``. ``tied``: the output layer has the weights
-    of the embedding."""
+def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, tp: int) -> GPTModel:
+    """This rank's part of the same model, with weights of its own, which computes in ``dtype``. ``tied``: the output
+    layer has the weights of the embedding. Of ``tp`` ranks each has as many rows of the vocabulary, some of padding."""
     settings = {
+        "tensor_model_parallel_size": tp,
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
@@ -84,7 +106,7 @@ def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype) ->
     return GPTModel(
         config=transformer,
         transformer_layer_spec=get_gpt_layer_local_spec(normalization=transformer.normalization),
-        vocab_size=config.vocab_size,
+        vocab_size=-(-config.vocab_size // tp) * tp,
         max_sequence_length=config.max_position_embeddings,
         position_embedding_type=family.positions,
         parallel_output=False,
@@ -112,8 +134,9 @@ def _llama_heads(first: int, last: int) -> Callable[[Any], View]:
 
     def made(config: Any) -> View:
         size, heads = _head_size(config), config.num_attention_heads // config.num_key_value_heads + 2
+        rows = heads * size
         begin, end = [(heads + each if each < 0 else each) * size for each in (first, last)]
-        return lambda weight: weight.view(config.num_key_value_heads, heads * size, -1)[:, begin : end or heads * size]
+        return lambda weight: weight.view(-1, rows, weight.shape[1])[:, begin : end or rows]
 
     return made
 
@@ -121,10 +144,10 @@ def _llama_heads(first: int, last: int) -> Callable[[Any], View]:
 def _gpt2_heads(config: Any) -> View:
     """Query, key and value of all heads, which Megatron has head by head. [inputs, 3, heads, rows of one], of a bias
     [3, heads, rows of one]"""
-    heads = config.n_head
+    size = config.n_embd // config.n_head
 
     def view(weight: torch.Tensor) -> torch.Tensor:
-        by_head = weight.view(heads, 3, -1, *weight.shape[1:])
+        by_head = weight.view(-1, 3, size, *weight.shape[1:])
         return by_head.permute(3, 1, 0, 2) if weight.dim() > 1 else by_head.permute(1, 0, 2)
 
     return view
@@ -164,6 +187,7 @@ def _gpt2_settings(config: Any) -> dict[str, Any]:
     }
 
 
+_ROWS, _COLUMNS, _ROWS_OF_3, _COLUMNS_OF_3 = Cut(0), Cut(1), Cut(0, 3), Cut(1, 3)
 _LLAMA_LAYER, _GPT2_LAYER, _LAYER = r"model\.layers\.(\d+)\.", r"transformer\.h\.(\d+)\.", "decoder.layers.{0}."
 
 LLAMA = Family(
@@ -172,21 +196,34 @@ LLAMA = Family(
     activation="hidden_act",
     wanted={"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
     parts={
-        r"model\.embed_tokens\.weight": ("embedding.word_embeddings.weight", _as_it_is),
-        rf"{_LLAMA_LAYER}self_attn\.q_proj\.weight": (f"{_LAYER}self_attention.linear_qkv.weight", _llama_heads(0, -2)),
+        r"model\.embed_tokens\.weight": ("embedding.word_embeddings.weight", _as_it_is, _ROWS),
+        rf"{_LLAMA_LAYER}self_attn\.q_proj\.weight": (
+            f"{_LAYER}self_attention.linear_qkv.weight",
+            _llama_heads(0, -2),
+            _ROWS,
+        ),
         rf"{_LLAMA_LAYER}self_attn\.k_proj\.weight": (
             f"{_LAYER}self_attention.linear_qkv.weight",
             _llama_heads(-2, -1),
+            _ROWS,
         ),
-        rf"{_LLAMA_LAYER}self_attn\.v_proj\.weight": (f"{_LAYER}self_attention.linear_qkv.weight", _llama_heads(-1, 0)),
-        rf"{_LLAMA_LAYER}self_attn\.o_proj\.weight": (f"{_LAYER}self_attention.linear_proj.weight", _as_it_is),
-        rf"{_LLAMA_LAYER}mlp\.gate_proj\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _half(0)),
-        rf"{_LLAMA_LAYER}mlp\.up_proj\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _half(1)),
-        rf"{_LLAMA_LAYER}mlp\.down_proj\.weight": (f"{_LAYER}mlp.linear_fc2.weight", _as_it_is),
-        rf"{_LLAMA_LAYER}input_layernorm\.weight": (f"{_LAYER}input_layernorm.weight", _as_it_is),
-        rf"{_LLAMA_LAYER}post_attention_layernorm\.weight": (f"{_LAYER}pre_mlp_layernorm.weight", _as_it_is),
-        r"model\.norm\.weight": ("decoder.final_layernorm.weight", _as_it_is),
-        r"lm_head\.weight": ("output_layer.weight", _as_it_is),
+        rf"{_LLAMA_LAYER}self_attn\.v_proj\.weight": (
+            f"{_LAYER}self_attention.linear_qkv.weight",
+            _llama_heads(-1, 0),
+            _ROWS,
+        ),
+        rf"{_LLAMA_LAYER}self_attn\.o_proj\.weight": (
+            f"{_LAYER}self_attention.linear_proj.weight",
+            _as_it_is,
+            _COLUMNS,
+        ),
+        rf"{_LLAMA_LAYER}mlp\.gate_proj\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _half(0), _ROWS),
+        rf"{_LLAMA_LAYER}mlp\.up_proj\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _half(1), _ROWS),
+        rf"{_LLAMA_LAYER}mlp\.down_proj\.weight": (f"{_LAYER}mlp.linear_fc2.weight", _as_it_is, _COLUMNS),
+        rf"{_LLAMA_LAYER}input_layernorm\.weight": (f"{_LAYER}input_layernorm.weight", _as_it_is, None),
+        rf"{_LLAMA_LAYER}post_attention_layernorm\.weight": (f"{_LAYER}pre_mlp_layernorm.weight", _as_it_is, None),
+        r"model\.norm\.weight": ("decoder.final_layernorm.weight", _as_it_is, None),
+        r"lm_head\.weight": ("output_layer.weight", _as_it_is, _ROWS),
     },
 )
 
@@ -201,19 +238,24 @@ GPT2 = Family(
         "add_cross_attention": False,
     },
     parts={
-        r"transformer\.wte\.weight": ("embedding.word_embeddings.weight", _as_it_is),
-        r"transformer\.wpe\.weight": ("embedding.position_embeddings.weight", _as_it_is),
-        rf"{_GPT2_LAYER}attn\.c_attn\.(weight|bias)": (f"{_LAYER}self_attention.linear_qkv.{{1}}", _gpt2_heads),
-        rf"{_GPT2_LAYER}attn\.c_proj\.weight": (f"{_LAYER}self_attention.linear_proj.weight", _transposed),
-        rf"{_GPT2_LAYER}attn\.c_proj\.bias": (f"{_LAYER}self_attention.linear_proj.bias", _as_it_is),
-        rf"{_GPT2_LAYER}mlp\.c_fc\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _transposed),
-        rf"{_GPT2_LAYER}mlp\.c_fc\.bias": (f"{_LAYER}mlp.linear_fc1.bias", _as_it_is),
-        rf"{_GPT2_LAYER}mlp\.c_proj\.weight": (f"{_LAYER}mlp.linear_fc2.weight", _transposed),
-        rf"{_GPT2_LAYER}mlp\.c_proj\.bias": (f"{_LAYER}mlp.linear_fc2.bias", _as_it_is),
-        rf"{_GPT2_LAYER}ln_1\.(weight|bias)": (f"{_LAYER}input_layernorm.{{1}}", _as_it_is),
-        rf"{_GPT2_LAYER}ln_2\.(weight|bias)": (f"{_LAYER}pre_mlp_layernorm.{{1}}", _as_it_is),
-        r"transformer\.ln_f\.(weight|bias)": ("decoder.final_layernorm.{0}", _as_it_is),
-        r"lm_head\.weight": ("output_layer.weight", _as_it_is),
+        r"transformer\.wte\.weight": ("embedding.word_embeddings.weight", _as_it_is, _ROWS),
+        r"transformer\.wpe\.weight": ("embedding.position_embeddings.weight", _as_it_is, None),
+        rf"{_GPT2_LAYER}attn\.c_attn\.(weight)": (
+            f"{_LAYER}self_attention.linear_qkv.{{1}}",
+            _gpt2_heads,
+            _COLUMNS_OF_3,
+        ),
+        rf"{_GPT2_LAYER}attn\.c_attn\.(bias)": (f"{_LAYER}self_attention.linear_qkv.{{1}}", _gpt2_heads, _ROWS_OF_3),
+        rf"{_GPT2_LAYER}attn\.c_proj\.weight": (f"{_LAYER}self_attention.linear_proj.weight", _transposed, _ROWS),
+        rf"{_GPT2_LAYER}attn\.c_proj\.bias": (f"{_LAYER}self_attention.linear_proj.bias", _as_it_is, None),
+        rf"{_GPT2_LAYER}mlp\.c_fc\.weight": (f"{_LAYER}mlp.linear_fc1.weight", _transposed, _COLUMNS),
+        rf"{_GPT2_LAYER}mlp\.c_fc\.bias": (f"{_LAYER}mlp.linear_fc1.bias", _as_it_is, _ROWS),
+        rf"{_GPT2_LAYER}mlp\.c_proj\.weight": (f"{_LAYER}mlp.linear_fc2.weight", _transposed, _ROWS),
+        rf"{_GPT2_LAYER}mlp\.c_proj\.bias": (f"{_LAYER}mlp.linear_fc2.bias", _as_it_is, None),
+        rf"{_GPT2_LAYER}ln_1\.(weight|bias)": (f"{_LAYER}input_layernorm.{{1}}", _as_it_is, None),
+        rf"{_GPT2_LAYER}ln_2\.(weight|bias)": (f"{_LAYER}pre_mlp_layernorm.{{1}}", _as_it_is, None),
+        r"transformer\.ln_f\.(weight|bias)": ("decoder.final_layernorm.{0}", _as_it_is, None),
+        r"lm_head\.weight": ("output_layer.weight", _as_it_is, _ROWS),
     },
 )
 

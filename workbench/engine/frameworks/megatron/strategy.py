@@ -27,12 +27,13 @@ from workbench.engine.frameworks.megatron.buffers import GradientBuffers
 from workbench.engine.frameworks.megatron.checks import check, family_of
 from workbench.engine.frameworks.megatron.forward import Computed
 from workbench.engine.frameworks.megatron.models import gpt_model
-from workbench.engine.frameworks.megatron.weights import SharedWeights
+from workbench.engine.frameworks.megatron.weights import Along, SharedWeights
 from workbench.engine.frameworks.torch.whole_model import ReplicatedStrategy
+from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
 from workbench.engine.frameworks.torch_common.losses.terms import LossTerm
 from workbench.engine.frameworks.torch_common.losses.whole_model import AUTOCAST_TYPES, WholeModel
-from workbench.engine.frameworks.torch_common.parameters import RankParameter
+from workbench.engine.frameworks.torch_common.parameters import RankParameter, rank_parameters, share_of_replicas
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.frameworks.torch_common.weight_changes import check_unchanged, versions_of
 from workbench.engine.state.layout import RankState
@@ -49,18 +50,21 @@ class MegatronStrategy(ReplicatedStrategy):
     def _distribute(self) -> None:
         model = self.workload.model
         family = family_of(model)
-        parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+        tp = Along(self.coordinates.tp, self.mesh.tp)
+        parallel_state.initialize_model_parallel(tp.size, create_gloo_process_groups=False)
         tied = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
         dtype = AUTOCAST_TYPES.get(self.spec.precision, torch.float32)
-        gpt = gpt_model(family, model.config, tied=tied, dtype=dtype).to(
-            self.device, dtype
-        )  # as its Float16Module does
-        self._weights = SharedWeights(family, model, gpt, has_copies=dtype != torch.float32)
+        gpt = gpt_model(family, model.config, tied=tied, dtype=dtype, tp=tp.size)
+        gpt.to(self.device, dtype)  # as its Float16Module does
+        self._weights = SharedWeights(family, model, gpt, tp=tp, has_copies=dtype != torch.float32)
         ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
         self._ddp = DistributedDataParallel(gpt.config, ddp_config, gpt)
         self._weights.share(self._optimizer)
         self._whole = WholeModel(self.workload, self._module, self.device, "fp32")  # weights are cast, and nothing else
-        self._share_out()
+        is_cut = lambda parameter: not self._weights.place(parameter).is_whole  # noqa: E731
+        self._held = rank_parameters(self._module, self._names, tp=tp.rank, is_sharded=is_cut)
+        turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
+        self._told = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._mine = self._told
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         takes_positions = family.positions != "rope"
@@ -103,8 +107,8 @@ class MegatronStrategy(ReplicatedStrategy):
         self._ddp.zero_grad_buffer()
 
     def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
-        if self._weights.has_copies:
-            check_unchanged(items, before, "ddp", what)
+        if self._weights.has_copies or self._weights.is_cut:
+            check_unchanged(items, before, self.spec.plan.plugin, what)
         else:
             super()._check_weights(items, before, what)
 
@@ -112,7 +116,8 @@ class MegatronStrategy(ReplicatedStrategy):
     def editing(self, name: str) -> Iterator[None]:
         before = versions_of(self._held)
         yield
-        super()._check_weights(self._held, before, name)
+        if not self._weights.is_cut:
+            super()._check_weights(self._held, before, name)
         self._weights.publish()
 
     def framework_norm(self) -> float:
@@ -125,12 +130,18 @@ class MegatronStrategy(ReplicatedStrategy):
 
     def weight_matrices(self) -> list[WeightMatrix]:
         """As ``Shaped.weight_matrices``, in the shapes of the user's model."""
-        shapes = {id(p): self._weights.shapes[name] for name, p in self.workload.model.named_parameters()}
         found = []
         for item in self._told:
-            matrix = item.matrix_of(item.parameter.detach().reshape(shapes[id(item.parameter)]), None)
+            place = self._weights.place(item.parameter)
+            split = None if place.is_whole else place.dim
+            matrix = item.matrix_of(item.parameter.detach().reshape(place.part_shape), split)
             found.extend([matrix] if matrix is not None else [])
         return found
+
+    def sum_over_shards(self, values: torch.Tensor) -> None:
+        """As ``Shaped.sum_over_shards``: over the tensor-parallel ranks."""
+        if self._weights.is_cut:
+            all_reduce_uncounted(values, group=parallel_state.get_tensor_model_parallel_group())
 
     def rank_state(self) -> RankState:
         """As ``Checkpointable.rank_state``."""
@@ -139,7 +150,7 @@ class MegatronStrategy(ReplicatedStrategy):
             originals=self.originals,
             mesh=self.mesh,
             here=self.coordinates,
-            places=self._weights.places(),
+            places=self._weights.places,
         )
         scaler = self._scaler if self._scaler.is_enabled() else None
         found, copies = state.rank_state(self._optimizer, scaler=scaler), self._weights.copies()

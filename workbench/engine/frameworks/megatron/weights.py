@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from workbench.engine.frameworks.megatron.models import Family, Part, part_of
 from workbench.engine.state.layout import Place, Target
+
+
+class Along(NamedTuple):
+    """This rank's number among the ``size`` ranks of an axis."""
+
+    rank: int
+    size: int
 
 
 class SharedWeights:
@@ -20,21 +27,26 @@ class SharedWeights:
     ``has_copies``: Megatron's weights are of half precision, and the user's parameters the fp32 ones that are updated
     and then copied into them (``publish``)."""
 
-    def __init__(self, family: Family, model: Any, theirs: torch.nn.Module, *, has_copies: bool) -> None:
+    def __init__(self, family: Family, model: Any, theirs: torch.nn.Module, *, tp: Along, has_copies: bool) -> None:
         self.has_copies = has_copies
+        self.is_cut = tp.size > 1
         named = dict(theirs.named_parameters())
         self._model = model
-        self._shapes: dict[str, torch.Size] = {}
+        self._places: dict[str, Place] = {}
         self._parts: dict[int, tuple[Part, torch.nn.Parameter]] = {}
+        self._of: dict[int, Place] = {}
         trained: set[str] = set()
         for name, parameter in model.named_parameters():
             part = part_of(family, model.config, name)
             assert part is not None  # the checks refuse others
-            self._shapes[name] = parameter.shape
+            whole = Place.whole(parameter.shape)
+            place = part.cut.place(parameter.shape, *tp) if part.cut is not None and tp.size > 1 else whole
+            self._places[name] = self._of[id(parameter)] = place
             self._parts[id(parameter)] = (part, named[part.name])
             trained.update({part.name} if parameter.requires_grad else ())
         for name, weight in named.items():
             weight.requires_grad_(name in trained)
+            weight.detach().zero_()  # whatever is in rows of padding is multiplied with
 
     def share(self, optimizer: torch.optim.Optimizer) -> None:
         """Copy the values of the user's parameters, rank 0's, and make them parts. Megatron's weights are where they
@@ -42,57 +54,66 @@ class SharedWeights:
         for parameter in self._model.parameters():
             whole = parameter.detach().contiguous()
             dist.broadcast(whole, 0)
-            place = self._place(parameter)
-            place.copy_(whole.view(place.shape))
-            _reshape_state(optimizer, parameter, place.shape)
-            parameter.data = whole.view(place.shape) if self.has_copies else place
+            target, place = self._target(parameter), self._of[id(parameter)]
+            own = place.of(whole).contiguous().view(target.shape)
+            target.copy_(own)
+            _make_state(optimizer, parameter, place.of, target.shape)
+            parameter.data = own if self.has_copies else target
+            parameter.tensor_model_parallel = not place.is_whole  # type: ignore[attr-defined]
 
     def publish(self) -> None:
         """Let Megatron compute with the values that the user's parameters have now."""
         if self.has_copies:
             for parameter in self._model.parameters():
-                self._place(parameter).copy_(parameter.detach())
+                self._target(parameter).copy_(parameter.detach())
 
-    def _place(self, parameter: torch.Tensor) -> torch.Tensor:
-        part, weight = self._parts[id(parameter)]
-        return part.view(weight.detach())
+    def _target(self, parameter: torch.Tensor) -> torch.Tensor:
+        return self._view(parameter, self.whole(parameter).detach())
+
+    def _view(self, parameter: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+        """The elements that count: Megatron pads the rows of a vocabulary."""
+        found, place = self._parts[id(parameter)][0].view(of), self._of[id(parameter)]
+        return found[: place.part_shape[0]] if found.dim() == len(place.shape) else found
 
     def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
         """The gradient of a parameter of the user's in Megatron's buffer, a view in the parameter's present shape."""
-        part, weight = self._parts[id(parameter)]
-        return part.view(weight.main_grad)  # type: ignore[attr-defined]
+        return self._view(parameter, self.whole(parameter).main_grad)  # type: ignore[attr-defined]
 
     def whole(self, parameter: torch.Tensor) -> torch.nn.Parameter:
         """The weight of Megatron's that a parameter of the user's is part of."""
         return self._parts[id(parameter)][1]
 
-    @property
-    def shapes(self) -> Mapping[str, torch.Size]:
-        """Name -> shape of the user's parameters."""
-        return self._shapes
+    def place(self, parameter: torch.Tensor) -> Place:
+        """Where the elements of a parameter are in the user's."""
+        return self._of[id(parameter)]
 
     def copies(self) -> dict[str, tuple[Target, ...]]:
         """Name -> what follows the parameter's values."""
         if not self.has_copies:
-            return dict.fromkeys(self._shapes, ())
+            return dict.fromkeys(self._places, ())
         named = self._model.named_parameters()
-        return {name: (Target(self._place(each), Place.whole(self._shapes[name])),) for name, each in named}
+        return {name: (Target(self._target(each), self._places[name]),) for name, each in named}
 
-    def places(self) -> dict[str, Place]:
-        """Where the elements of each parameter are in the user's: all of them, in order."""
-        return {name: Place.whole(shape) for name, shape in self._shapes.items()}
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """Where the elements of each parameter are in the user's, by name."""
+        return self._places
 
     def close(self, optimizer: torch.optim.Optimizer) -> None:
-        """Undo ``share``."""
-        for name, parameter in self._model.named_parameters():
-            shape = self._shapes[name]
-            _reshape_state(optimizer, parameter, shape)
+        """Undo ``share``. Of a weight that ranks share each keeps its part."""
+        for parameter in self._model.parameters():
+            shape = self._of[id(parameter)].part_shape
+            _make_state(optimizer, parameter, torch.clone, shape)
             parameter.grad = None
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format).view(shape)
+            del parameter.tensor_model_parallel  # type: ignore[attr-defined]
 
 
-def _reshape_state(optimizer: Any, parameter: torch.Tensor, shape: torch.Size) -> None:
+def _make_state(
+    optimizer: Any, parameter: torch.Tensor, part_of: Callable[[torch.Tensor], torch.Tensor], shape: Sequence[int]
+) -> None:
+    """Give what the optimizer keeps in the parameter's shape the one that this is about to have."""
     state = optimizer.state.get(parameter, {})
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.dim() and value.shape == parameter.shape:
-            state[name] = value.reshape(shape)
+            state[name] = part_of(value).reshape(shape)
