@@ -74,6 +74,10 @@ def test_ranks_of_a_framework_start_in_its_environment(
     assert kind.python == str(path / "bin/python")
     assert RankKind.resolve(None, "deepspeed", "/usr/bin/python3", None).python == "/usr/bin/python3", "as asked"
     assert RankKind.resolve(None, "torch", None, None).python == ""
+    assert RankKind.resolve(kind, None, None, None) == kind, "as those that are up"
+    assert RankKind.resolve(kind, "torch", None, None).python == "", "the environment is DeepSpeed's"
+    asked = RankKind.resolve(None, "deepspeed", "/usr/bin/python3", None)
+    assert RankKind.resolve(asked, "torch", None, None).python == "/usr/bin/python3", "as asked before"
     told = versions("deepspeed")
     assert (told["deepspeed"], told["torch"]) == ("0.19.8", "0.1"), "those of the ranks, not of the notebook"
     calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
