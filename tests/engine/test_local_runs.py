@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.engine import stepping
 from tests.engine.test_steering import TRAIN, column
 
 TORCH = {"framework": "torch", "plugin": "ddp"}
@@ -17,6 +16,8 @@ STEPS = 20
 @pytest.mark.parametrize(("ranks", "clip"), [(2, 1.4), (4, 1.9)])
 def test_losses_are_those_of_plain_loops_that_are_averaged(run_kept, plan, ranks, clip):
     """With each rank's own gradient clipped, and accumulated."""
+    from tests.engine import stepping
+
     options = {**plan, "algorithm": "local-sgd:3", "clip": clip, "accumulate": 2}
     found = run_kept(ranks, TRAIN, model="plain", options=options, steps=STEPS)
     right = stepping.by_hand(ranks, steps=STEPS, every=3, clip=clip, accumulate=2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.core import background
 from workbench.errors import ConfigError, RunDirectoryError
 from workbench.tokens import texts
 from workbench.tokens.shards import (
@@ -251,7 +251,8 @@ def _start_worker(tokenizer: str, watch: bool = True) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _TOKENIZER[:] = [load_tokenizer(tokenizer)]
     if watch:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        warn = background.warner("a process that packs cannot tell when the one that started it ends")
+        background.thread(_end_with_parent, name="watch-parent", failed=warn).start()
 
 
 def _end_with_parent() -> None:

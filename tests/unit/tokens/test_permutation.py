@@ -6,7 +6,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from workbench.tokens.permutation import InOrder, Permutation
 
@@ -51,6 +50,8 @@ def test_places_beyond_the_end() -> None:
 def test_samples_are_spread_evenly() -> None:
     """Where the first tenth of samples goes, and whether neighbours stay together, over many seeds: chi-squared tests
     of fixed seeds, so that they cannot fail by chance."""
+    from scipy import stats
+
     size, seeds = 1000, 200
     places = np.zeros(10)
     steps = np.zeros(10)
