@@ -171,9 +171,10 @@ class ColossalStrategy(Strategy):
     def _check_weights(self, before: list[int], what: str) -> None:
         """Refuse what was changed of the weights where ranks would part. Collective in the first steps."""
         plan = self.plan
+        is_judged = self.average.is_new and not self.spec.recipe and not self.is_alone()
         if plan.masters():
             check_unchanged(plan.held, before, self.spec.plan.plugin, what)
-        elif plan.is_whole and self.mesh.dp > 1 and self.average.is_new and not self.spec.recipe:
+        elif plan.is_whole and self.mesh.dp > 1 and is_judged:
             check_changed_alike(plan.held, before, self.device, what)
 
     @contextmanager

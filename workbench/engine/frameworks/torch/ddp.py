@@ -21,6 +21,7 @@ from workbench.engine.communication.checks import check_exchange, exchange_of, w
 from workbench.engine.frameworks.torch.native import FIRST_SCALE
 from workbench.engine.frameworks.torch.whole_model import ReplicatedStrategy
 from workbench.engine.frameworks.torch_common.ddp_reduction import DdpReduction
+from workbench.engine.frameworks.torch_common.parameters import RankParameter
 from workbench.engine.frameworks.torch_common.state_locator import StateLocator
 from workbench.engine.state.layout import RankState
 from workbench.engine.watch.torch import tensor_statistics as figures
@@ -71,6 +72,10 @@ class DdpStrategy(ReplicatedStrategy):
     def averaged(self) -> AbstractContextManager[None]:
         """As ``LocallyUpdated.averaged``."""
         return nullcontext() if self._weights is None else self._weights.averaged()
+
+    def _check_weights(self, items: list[RankParameter], before: list[int], what: str) -> None:
+        if not self.is_alone():  # else ranks hold other weights in any case
+            super()._check_weights(items, before, what)
 
     def grad_sq(self) -> torch.Tensor:
         """As ``Normed.grad_sq``. Of ranks that step by themselves, the sum is the mean square of their norms."""

@@ -65,7 +65,8 @@ class BatchNorms:
             told.append(
                 f"batch normalisation ({_listed(self._own_share)}) uses the statistics of each rank's own share of the "
                 "batch, as torch's DDP does: the loss depends on the number of ranks, and checkpoints hold the "
-                "statistics of rank 0. --sync-batchnorm uses those of the whole batch"
+                "statistics of rank 0, or of all where ranks step by themselves. --sync-batchnorm uses those of the "
+                "whole batch"
             )
         if self._own_step:
             told.append(
