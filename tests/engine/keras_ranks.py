@@ -164,6 +164,33 @@ def gradients(rank: int, ranks: int, directory: Path) -> dict[str, Any]:
     return _on_ranks(rank, ranks, directory, work, floatx="float64", token="gradients")
 
 
+def inside(rank: int, ranks: int, directory: Path) -> dict[str, float]:
+    """Largest differences of what hooks see of a layer from what Keras and a gradient tape give."""
+
+    def work(strategy: Any) -> dict[str, float]:
+        network, seen = strategy.workload.model.model, {}
+
+        def look(module: Any, given: Any, output: Any) -> None:
+            seen["output"] = output.detach().numpy()
+            output.register_hook(lambda gradient: seen.update(gradient=gradient.numpy()))
+
+        (piece,) = _pieces(strategy, 0, 1)
+        handle = strategy.workload.model.get_submodule("second").register_forward_hook(look)
+        strategy.forward_backward([piece])
+        handle.remove()
+        before, found = dict(seen), network.get_layer("second").output
+        strategy.forward_backward([piece])
+        assert seen == before, "nothing is looked at without hooks"
+        with tf.GradientTape() as tape:
+            output = keras.Model(network.inputs, found)(piece[0].numpy())
+            tape.watch(output)
+            loss = _losses(piece[1].numpy(), keras.Model(found, network.get_layer("last").output)(output))
+        right = {"output": output, "gradient": tape.gradient(loss, output)}
+        return {name: float(np.abs(seen[name] - value.numpy()).max()) for name, value in right.items()}
+
+    return _on_ranks(rank, ranks, directory, work, floatx="float64", token="inside")
+
+
 def trained(rank: int, ranks: int, directory: Path, *, run: str) -> str:
     """Train a run directory."""
     from workbench.engine.entry import train

@@ -119,6 +119,11 @@ def test_gradients_are_those_of_a_gradient_tape(run_keras: Run) -> None:
             assert len(names) == 8 and "unused.kernel" not in names
 
 
+def test_hooks_see_what_a_layer_puts_out_and_its_gradient(run_keras: Run) -> None:
+    for found in run_keras(2, f"{RANKS}:inside"):
+        assert set(found) == {"output", "gradient"} and max(found.values()) < 1e-15
+
+
 def test_a_run_is_saved_and_goes_on_as_if_it_had_not_ended(train: Callable[..., RunReader]) -> None:
     """With the optimizer's moments, the schedule, the order of the data, and the random numbers of each rank."""
     whole = train(steps=6, grad_every=1, eval_every=3)

@@ -60,7 +60,8 @@ def test_a_run_is_steered_and_reported_and_some_of_the_ranks_train(
 ) -> None:
     gate = tmp_path / "gate"
     waits = f"while not os.path.exists({str(gate)!r}): time.sleep(0.02)"
-    run = train(shell, f"-n 2 {LINE} --steps 8 --accumulate 2", CELL.replace("MORE", waits))
+    inside = "--watch activations,weights --watch-every 4"
+    run = train(shell, f"-n 2 {LINE} --steps 8 --accumulate 2 {inside}", CELL.replace("MORE", waits))
     until(lambda: run.status == "running")
     run.set(lr=0.05)
     gate.touch()
@@ -69,6 +70,7 @@ def test_a_run_is_steered_and_reported_and_some_of_the_ranks_train(
     assert found["lr"].iloc[-1] == pytest.approx(0.05)
     assert found["loss"].iloc[-1] < found["loss"].iloc[0]
     assert set(run.gradients()["layer"]) == {"dense", "dense_1"}
+    assert set(run.activations()["layer"]) == {"", "dense", "dense_1"} and len(run.spectra()) > 0
     assert tomllib.loads((run.path / SPEC_FILE).read_text())["versions"]["tensorflow-cpu"].startswith("2.21")
     shell.run_line_magic("dist_report", run.name)
     assert "tensorflow" in (run.path / "report.html").read_text()
@@ -117,11 +119,11 @@ def test_a_rank_that_is_killed_is_told_and_all_are_started_anew(ranks: Session, 
             "recipe digits-vit has a model of PyTorch, which --framework tensorflow does not",
         ),
         ("--precision bf16", CELL, "set its dtype policy in the cell"),
-        ("--watch activations", CELL, "layers of Keras do not show the gradients of their outputs"),
+        ("--pp 2", CELL, "--pp 2 is not available with tensorflow ddp"),
         ("--sync-batchnorm", CELL, "--sync-batchnorm is not available with tensorflow ddp"),
         ("", f"{CELL}\ntrain_step = 1", "define loss_fn"),
     ],
-    ids=["recipe", "precision", "watch", "batch normalisation", "train_step"],
+    ids=["recipe", "precision", "pipeline", "batch normalisation", "train_step"],
 )
 def test_what_it_cannot_do_is_refused_before_a_run(
     shell: InteractiveShell, line: str, cell: str | None, reason: str

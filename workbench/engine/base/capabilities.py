@@ -303,6 +303,15 @@ class Inspectable(Protocol):
 
 
 @runtime_checkable
+class PartlyInspectable(Inspectable, Protocol):
+    """Does not show all that ``watch`` may ask for."""
+
+    @property
+    def hidden(self) -> Mapping[str, str]:
+        """Names of ``watch`` -> why it does not show that."""
+
+
+@runtime_checkable
 class Shaped(Protocol):
     """Knows its weights as matrices."""
 

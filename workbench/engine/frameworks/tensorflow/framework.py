@@ -6,7 +6,6 @@ from workbench.core.frameworks import UNTRIED_ON_GPUS, Capability, Feature, Fram
 
 _LACKS = {
     Capability.PIPELINED: "every rank holds all layers: use --framework colossal or torch",
-    Capability.INSPECTABLE: "layers of Keras do not show the gradients of their outputs: use --framework torch",
 }
 
 TENSORFLOW = Framework(

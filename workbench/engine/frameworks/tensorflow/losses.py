@@ -47,19 +47,16 @@ class KerasLosses:
         self._loss_fn: Any = workload.loss_fn
         self._mirrored = mirrored
         self._calls = _Calls(mirrored.model)
-        #: what passed through layers; None: nobody looks
-        self._passed: list[Passed] | None = None
+        self._searching = False
 
     @contextmanager
     def searching(self) -> Iterator[None]:
-        """While entered, losses are computed step by step, and hooks of the mirrored layers are called: with what they
-        compute, and, where the gradient of a loss is asked for, with the gradients of that, in their order."""
-        with self._mirrored.calling() as passed:
-            self._passed = passed
-            try:
-                yield
-            finally:
-                self._passed = None
+        """While entered, a weight that no loss uses has a gradient of zeros."""
+        self._searching = True
+        try:
+            yield
+        finally:
+            self._searching = False
 
     def _run(self, compute: Callable[[], Any], *, training: bool) -> Any:
         self._calls.compute, self._calls.error = compute, None
@@ -75,42 +72,52 @@ class KerasLosses:
         tell: Callable[[str, str], object] | None = None,
         division: Division = WHOLE,
     ) -> LossTerm:
-        """As ``WholeModel.term``: a loss is a mean over the samples, or (sum, count)."""
+        """As ``WholeModel.term``: a loss is a mean over the samples, or (sum, count).
+
+        Where modules of the mirrored model have hooks, it is computed step by step, and these are called with what
+        layers compute, and in the backward pass with the gradients of that, in their order."""
         self._mirrored.push()
         given = batch_of(batch)
         if not torch.is_grad_enabled():
             value, count = _parts(self._found(given, training=False))
             return _term(to_torch(value).reshape(()), count)
-        passed = self._passed if self._passed is not None else []
-        passed.clear()
-        trained = self._mirrored.trained
+        trained, is_used = self._mirrored.trained, not self._searching
         variables = [each.variable.value for each in trained]
-        with tf.GradientTape() as tape:
-            value, count = _parts(self._found(given, training=True))
+        with self._looking() as passed, tf.GradientTape() as tape:
+            value, count = _parts(self._found(given, training=True, compiled=passed is None))
         for each in self._mirrored.others:
             each.pull()
 
         def gradients(weight: float) -> list[torch.Tensor | None]:
             scaled = tf.constant(weight, value.dtype, shape=value.shape)
-            asked = [*variables, *(each.tensor for each in passed)]
+            asked = [*variables, *(each.tensor for each in passed or ())]
             found = [
                 None if each is None else to_torch(each)
                 for each in tape.gradient(value, asked, output_gradients=scaled)
             ]
-            for each, gradient in reversed(list(zip(passed, found[len(variables) :], strict=True))):
+            for each, gradient in reversed(list(zip(passed or (), found[len(variables) :], strict=True))):
                 if gradient is not None:
                     each.show(gradient)
             own = zip(trained, found[: len(variables)], strict=True)
             return [
-                torch.zeros_like(each.tensor) if gradient is None and passed else gradient for each, gradient in own
+                gradient if gradient is not None or is_used else torch.zeros_like(each.tensor) for each, gradient in own
             ]
 
         loss = _Loss.apply(to_torch(value).reshape(()), gradients, *(each.tensor for each in trained))
         return _term(loss, count)
 
-    def _found(self, batch: Any, *, training: bool) -> Any:
-        # a compiled function has the mode that it was traced in
-        loss_fn = self._loss_fn if training and self._passed is None else python_function(self._loss_fn)
+    @contextmanager
+    def _looking(self) -> Iterator[list[Passed] | None]:
+        """While entered, hooks see what passes through layers, of which it gives a list; None: there are no hooks."""
+        if not self._mirrored.is_hooked:
+            yield None
+            return
+        with self._mirrored.calling() as passed:
+            yield passed
+
+    def _found(self, batch: Any, *, training: bool, compiled: bool = False) -> Any:
+        # a compiled function has the mode that it was traced in, and calls no hooks
+        loss_fn = self._loss_fn if compiled else python_function(self._loss_fn)
         return self._run(lambda: loss_fn(self._mirrored.model, batch), training=training)
 
     def forward(self, batch: Batch) -> Any:

@@ -133,6 +133,11 @@ class MirroredModel(MirroredLayer):
         """The weights that have gradients."""
         return [each for each in self.weights if each.tensor.requires_grad]
 
+    @property
+    def is_hooked(self) -> bool:
+        """Whether a module has hooks that are called with what it is given or returns."""
+        return any(module._forward_hooks or module._forward_pre_hooks for _, module in self._layers)
+
     def push(self) -> None:
         """Give the model what was written to the copies."""
         for each in (*self.weights, *self.others):

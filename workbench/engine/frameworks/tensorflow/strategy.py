@@ -25,6 +25,10 @@ from workbench.errors import ConfigError
 #: far apart, as ``engine.state.randomness`` has it
 _SEED_STRIDE = 1_000_003
 _SHOWN = 3
+_HIDDEN = {
+    "attention": "a layer of Keras computes its attention out of sight",
+    "routers": "Keras has no layer of experts",
+}
 _trainings = [0]
 
 
@@ -78,6 +82,11 @@ class TensorFlowStrategy(DataParallelStrategy):
         """As ``Replayable.rerun``."""
         with self._losses.searching():
             return super().rerun(pieces, seen)
+
+    @property
+    def hidden(self) -> Mapping[str, str]:
+        """As ``PartlyInspectable.hidden``."""
+        return _HIDDEN
 
     def generators(self) -> Mapping[str, ModuleGenerator]:
         """As ``Replayable.generators``: those of Keras layers."""

@@ -13,7 +13,7 @@ import torch
 from workbench.core.config import TrainSpec
 from workbench.core.controls import AUTOMATIC
 from workbench.core.frameworks import Capability
-from workbench.engine.base.capabilities import Inspectable, LossScaled, Shaped, Watchable, needed
+from workbench.engine.base.capabilities import Inspectable, LossScaled, PartlyInspectable, Shaped, Watchable, needed
 from workbench.engine.base.names import users_name
 from workbench.engine.base.observer import StepObserver
 from workbench.engine.base.strategy import Strategy
@@ -40,8 +40,8 @@ class InsideWatch(StepObserver):
     is on and of every ``watch_every``-th; without an interval rank 0's governor chooses the steps within ``SHARE`` of
     the budget, and all ranks look at the same. Nothing is hooked in other steps.
 
-    Raises ``ConfigError`` for a compiled model, which runs none of its modules' hooks, and for weights of a plan that
-    does not show them as matrices.
+    Raises ``ConfigError`` for a compiled model, which runs none of its modules' hooks, for weights of a plan that
+    does not show them as matrices, and for what else a plan does not show.
     """
 
     def __init__(self, spec: TrainSpec, strategy: Strategy, log: RankLogWriter, device: torch.device) -> None:
@@ -64,6 +64,14 @@ class InsideWatch(StepObserver):
 
     def _choose(self, watch: str) -> None:
         self._watched = frozenset(filter(None, watch.split(",")))
+        hidden = self._inspected.hidden if isinstance(self._inspected, PartlyInspectable) else {}
+        for name in sorted(self._watched & hidden.keys()):
+            self._watched = frozenset()
+            plan = self._strategy.spec.plan
+            raise ConfigError(
+                f"watch={watch}: {name}: not available with {plan.framework} {plan.plugin} ({hidden[name]})",
+                field="watch",
+            )
         if "weights" in self._watched and self._shaped is None:
             self._watched = frozenset()
             plan = self._strategy.spec.plan
