@@ -48,13 +48,19 @@ class ShardWriter:
             self._entries[name] = {"dtype": dtype, **asdict(place)}
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write both files and flush them to disk, the description last. ``state``: JSON types. Raises one of
-        ``WRITE_ERRORS``."""
+        """Write both files and flush them to disk, the description last, with the checksum of the other.
+
+        ``state``: JSON types. Raises one of ``WRITE_ERRORS``.
+        """
         tensors = self._directory / rank_file(self._rank, "safetensors")
         save_file(self._tensors, tensors)
         checkpoints.sync(tensors)
-        document = {"state": state, "tensors": self._entries}
+        document = {"state": state, "tensors": self._entries, "files": {tensors.name: _checksum(tensors)}}
         _write_json(self._directory / rank_file(self._rank, "json"), document)
+
+
+def _checksum(file: Path) -> dict[str, Any]:
+    return {"sha256": checkpoints.digest(file), "bytes": file.stat().st_size}
 
 
 def _write_json(file: Path, document: dict[str, Any]) -> None:
@@ -76,20 +82,19 @@ def write_index(
     best: dict[str, Any] | None = None,
     base: BaseWeights | None = None,
 ) -> None:
-    """Write the index of a checkpoint: the shards of every tensor, and a checksum per file. ``base``: where the tensors
-    are that no rank has written."""
+    """Write the index of a checkpoint: the shards of every tensor, and a checksum per file; those of tensors are what
+    each rank found. ``base``: where the tensors are that no rank has written."""
     tensors: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     for rank in range(ranks):
-        shards = json.loads((directory / rank_file(rank, "json")).read_text(encoding="utf-8"))["tensors"]
-        for name, entry in shards.items():
+        description = directory / rank_file(rank, "json")
+        document = json.loads(description.read_text(encoding="utf-8"))
+        files |= {description.name: _checksum(description), **document["files"]}
+        for name, entry in document["tensors"].items():
             whole = tensors.setdefault(name, {"shape": entry["shape"], "dtype": entry["dtype"], "shards": []})
             shard = {"file": rank_file(rank, "safetensors"), "dim": entry["dim"], "runs": entry["runs"]}
             whole["shards"].append(shard)
     elsewhere = {"tensors": {}, "files": {}} if base is None else base.in_index(tensors)
-    files = {
-        file.name: {"sha256": checkpoints.digest(file), "bytes": file.stat().st_size}
-        for file in sorted(directory.iterdir())
-    }
     index = {
         "format": FORMAT,
         "step": step,
@@ -100,7 +105,7 @@ def write_index(
         "plan": asdict(plan),
         "state": state,
         "tensors": {**tensors, **elsewhere["tensors"]},
-        "files": files,
+        "files": dict(sorted(files.items())),
         "base_files": elsewhere["files"],
     }
     _write_json(directory / INDEX_FILE, index)
