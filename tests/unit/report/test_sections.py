@@ -107,6 +107,8 @@ def test_the_mesh_shows_every_rank_once(dp: int, pp: int, tp: int) -> None:
     mesh = Mesh(dp=dp, pp=pp, tp=tp)
     svg = BeautifulSoup(mesh_diagram.draw_mesh(mesh), "html.parser")
     assert sorted(int(text.text) for text in svg.find_all("text", class_="r")) == list(range(mesh.world_size))
+    shared = mesh_diagram.draw_mesh(Mesh(dp=2, cp=2))
+    assert shared.count(">cp 1<") == 2 and "each sequence shared by 2 context-parallel ranks" in shared
     assert mesh_diagram.draw_mesh(Mesh(dp=1000)) == "" and "1000 ranks" in mesh_diagram.describe_mesh(Mesh(dp=1000))
 
 

@@ -102,10 +102,10 @@ class CollectiveRecord:
     """One collective, or one message between two ranks, as one rank saw it.
 
     ``kind``: all_reduce, reduce_scatter, all_gather, all_to_all, broadcast, send, recv, barrier ... ``group`` names the
-    mesh axes it runs over ("dp", "tp", "pp", "world"), ``group_size`` its ranks. ``bytes``: the size of this rank's
-    input (of its output for all_gather), as nccl-tests counts. ``duration_ms`` from its call until it was complete;
-    ``exposed_ms`` of it the rank waited, ``post_ms`` of it the rank itself needed to hand it to the backend (NaN where
-    that is not known). ``start_ms`` counts from the beginning of the step.
+    mesh axes it runs over ("dp", "tp", "pp", "cp", "world"), ``group_size`` its ranks. ``bytes``: the size of this
+    rank's input (of its output for all_gather), as nccl-tests counts. ``duration_ms`` from its call until it was
+    complete; ``exposed_ms`` of it the rank waited, ``post_ms`` of it the rank itself needed to hand it to the backend
+    (NaN where that is not known). ``start_ms`` counts from the beginning of the step.
     """
 
     step: int
