@@ -73,11 +73,11 @@ def refusals(rank: int, ranks: int, directory: Path) -> dict[str, str]:
         work = boosted.workload("vit" if name == "vit" else "gpt2" if name.startswith("gpt2") else "llama")
         change(work)
         found[name] = _message(lambda work=work: strategy.check(spec, work))
-    for tp, name in ((3, "gpt2"), (2, "gpt2 attn_pdrop")):
-        cut = TrainSpec.from_options({"ranks": tp, **PLAN, "plugin": "hybrid", "tp": tp})
+    for name, split in (("tp3", {"tp": 3}), ("tp2", {"tp": 2}), ("pp3", {"pp": 3, "micro_batches": 3})):
+        cut = TrainSpec.from_options({"ranks": int(name[-1]), "batch_size": 6, **PLAN, "plugin": "hybrid", **split})
         work = boosted.workload("gpt2")
         work.model.config.attn_pdrop = 0.1
-        found[f"{name} tp{tp}"] = _message(lambda cut=cut, work=work: strategy.check(cut, work))
+        found[name] = _message(lambda cut=cut, work=work: boosted.load_strategy(cut).check(cut, work))
     with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
         prepared: Any = boosted.prepared(rank, spec, "llama")
         model, ids = prepared.workload.model, torch.ones(2, 4, dtype=torch.long)

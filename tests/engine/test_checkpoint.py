@@ -121,6 +121,8 @@ def test_another_run_goes_on_where_one_was_saved(run_kept, plan: str):
         ("tied", TORCH, MEGATRON),
         ("gpt2", MEGATRON, MEGATRON | {"plugin": "hybrid", "tp": 2}),
         ("gpt2", MEGATRON | {"plugin": "hybrid", "tp": 2}, TP),
+        ("tied", TP, MEGATRON | PP),
+        ("tied", MEGATRON | PP, MEGATRON),
         ("tied", TP, DEEPSPEED3),
         ("tied", DEEPSPEED3, ZERO),
         ("gpt2", FSDP | {"tp": 2}, TP),

@@ -39,7 +39,8 @@ GEMINI = {"plugin": "gemini"}
 DEEPSPEED = {"framework": "deepspeed", "plugin": "zero1"}
 DEEPSPEED2 = {"framework": "deepspeed", "plugin": "zero2"}
 MEGATRON = {"framework": "megatron", "plugin": "ddp"}
-MEGATRON_TP = {"framework": "megatron", "plugin": "hybrid", "tp": 2}
+MEGATRON_HYBRID = {"framework": "megatron", "plugin": "hybrid"}
+MEGATRON_TP = {**MEGATRON_HYBRID, "tp": 2}
 MPI = {"framework": "mpi", "plugin": "ddp"}
 #: every weight is split and gathered; by default DeepSpeed leaves small ones whole
 DS_SPLIT = {"zero_optimization": {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}}
@@ -173,6 +174,9 @@ CASES = [
     case(4, "tied", accumulate=2, clip=0.5, **MEGATRON_TP),
     case(2, "llama", precision="bf16", tolerance=BF16, **MEGATRON_TP),
     case(4, "gpt2", precision="fp16", clip=0.5, tolerance=FP16, **MEGATRON_TP),
+    *[case(2, model, pp=2, micro_batches=2, **MEGATRON_HYBRID) for model in ("llama-ended", "gpt2", "tied")],
+    case(4, "tied", tp=2, pp=2, micro_batches=4, accumulate=2, clip=0.5, **MEGATRON_HYBRID),
+    case(4, "gpt2", precision="fp16", pp=4, micro_batches=4, clip=0.5, tolerance=FP16, **MEGATRON_HYBRID),
     *[case(2, model, **MPI) for model in ("gpt2", "tied")],
     case(4, "plain", accumulate=2, clip=0.5, **MPI),
     case(2, "llama", precision="bf16", clip=0.5, tolerance=BF16, **MPI),

@@ -77,6 +77,7 @@ CASES = [
     (2, "gpt2", {**MEGATRON, "accumulate": 2}, FP32),
     (4, "tied", MEGATRON, FP32),
     (4, "gpt2", {**MEGATRON, "plugin": "hybrid", "tp": 2}, FP32),
+    (4, "tied", {**MEGATRON, "plugin": "hybrid", "pp": 2, "micro_batches": 2}, FP32),
 ]
 
 

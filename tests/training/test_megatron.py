@@ -28,19 +28,19 @@ def no_ranks_stay(shell: InteractiveShell) -> Iterator[None]:
 def test_a_run_trains_as_with_torch_which_goes_on_from_its_checkpoint(shell: InteractiveShell) -> None:
     for name, flags in (
         ("megatron", "--framework megatron --steps 4"),
-        ("tp2", "--plan 'megatron tp2' --steps 4"),
+        ("pp2", "--plan 'megatron pp2' --micro-batches 2 --steps 4"),
         ("torch", "--framework torch --steps 4"),
         ("torch-on", "--framework torch --steps 6 --resume by-megatron"),
     ):
         shell.run_line_magic("dist_train", f"{LINE} {flags} --name by-{name}")
-    run, cut, theirs, on = (Run(f"by-{name}") for name in ("megatron", "tp2", "torch", "torch-on"))
+    run, cut, theirs, on = (Run(f"by-{name}") for name in ("megatron", "pp2", "torch", "torch-on"))
     expected = theirs.metrics()
     for ours in (run.metrics(), cut.metrics()):
         for name in ("loss", "validation_loss"):
             assert list(ours[name].dropna()) == pytest.approx(list(expected[name].dropna()), abs=1e-5), name
         for name in ("grad_norm", "framework_norm"):
             assert list(ours[name]) == pytest.approx(list(expected["grad_norm"]), rel=1e-4), name
-    assert cut.plan.describe() == "megatron hybrid tp2" and cut.status == "finished"
+    assert cut.plan.describe() == "megatron hybrid pp2" and cut.status == "finished"
     assert run.status == on.status == "finished"
     assert on.metrics()["step"].iloc[-1] == on.last_step == 6
     assert [event.name for event in run.events().itertuples() if event.kind in ("warning", "error")] == []

@@ -19,12 +19,19 @@ class Computed:
     positions], None: those that follow it. ``takes_positions``: whether it can be told positions."""
 
     def __init__(
-        self, model: Any, compute: Callable[..., torch.Tensor], inner: torch.nn.Module, *, takes_positions: bool
+        self,
+        model: Any,
+        compute: Callable[..., torch.Tensor],
+        inner: torch.nn.Module,
+        *,
+        takes_positions: bool,
+        is_last: bool,
     ) -> None:
         self._model = model
         self._compute = compute
         self._inner = inner
         self._takes_positions = takes_positions
+        self._is_last = is_last
 
     def __call__(
         self,
@@ -34,7 +41,8 @@ class Computed:
         labels: torch.Tensor | None = None,
         **others: Any,
     ) -> Any:
-        """As the model's own: its loss and logits. ``ConfigError`` for an argument that Megatron does not take."""
+        """As the model's own: its loss and logits; on a stage that is not the last, what it gives the next one.
+        ``ConfigError`` for an argument that Megatron does not take."""
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
         of_loss = {name: others.pop(name) for name in ("num_items_in_batch",) if name in others}
@@ -45,6 +53,8 @@ class Computed:
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         logits: Any = self._compute(input_ids, position_ids, _hidden(attention_mask))
+        if not self._is_last:
+            return logits
         logits = logits[..., : self._model.config.vocab_size].float()  # the others are padding
         loss = None
         if labels is not None:

@@ -9,35 +9,38 @@ _NOT_THE_CELLS = "Megatron computes by modules of its own, in which several of t
 _NAMES = ("GPT2LMHeadModel", "LlamaForCausalLM")
 
 
-def _plugin(name: str, summary: str, *options: str) -> Plugin:
-    return Plugin(
-        name=name,
-        summary=summary,
-        strategy="workbench.engine.frameworks.megatron.strategy:MegatronStrategy",
-        options=frozenset(options),
-        untried=UNTRIED_ON_GPUS,
-        capabilities=frozenset(Capability) - {Capability.PIPELINED, Capability.REPLAYABLE, Capability.INSPECTABLE},
-        lacks={
-            Capability.PIPELINED: "every rank has a part of all layers: use --framework colossal or torch",
-            Capability.REPLAYABLE: _NOT_THE_CELLS,
-            Capability.INSPECTABLE: _NOT_THE_CELLS,
-        },
-        refuses={
-            Feature.COMPILED: _NOT_THE_CELLS,
-            Feature.ADAPTED: "adapters are modules beside weights that Megatron has in another form",
-        },
-        models=tuple(SplitModels(title=name, tp=(name,), pp=()) for name in (_NAMES if options else ())),
-    )
-
+_STRATEGIES = "workbench.engine.frameworks.megatron"
+_CAPABLE = frozenset(Capability) - {Capability.REPLAYABLE, Capability.INSPECTABLE}
+_LACKS = {Capability.REPLAYABLE: _NOT_THE_CELLS, Capability.INSPECTABLE: _NOT_THE_CELLS}
+_REFUSES = {
+    Feature.COMPILED: _NOT_THE_CELLS,
+    Feature.ADAPTED: "adapters are modules beside weights that Megatron has in another form",
+}
 
 MEGATRON = Framework(
     name="megatron",
     title="Megatron-Core",
     plugins=(
-        _plugin(
-            "ddp", "Llama and GPT-2 as Megatron's GPTModel; its DDP averages gradients, its optimizer clips and steps"
+        Plugin(
+            name="ddp",
+            summary="Llama and GPT-2 as Megatron's GPTModel; its DDP averages gradients, its optimizer clips and steps",
+            strategy=f"{_STRATEGIES}.strategy:MegatronStrategy",
+            untried=UNTRIED_ON_GPUS,
+            capabilities=_CAPABLE - {Capability.PIPELINED},
+            lacks={**_LACKS, Capability.PIPELINED: "every rank holds all layers: use --plugin hybrid"},
+            refuses=_REFUSES,
         ),
-        _plugin("hybrid", "as ddp, with layers cut over tensor-parallel ranks", "tp"),
+        Plugin(
+            name="hybrid",
+            summary="as ddp, with layers cut over tensor-parallel ranks and shared out among pipeline stages (1F1B)",
+            strategy=f"{_STRATEGIES}.pipeline:HybridStrategy",
+            options=frozenset(("tp", "pp", "micro_batches")),
+            untried=UNTRIED_ON_GPUS,
+            capabilities=_CAPABLE,
+            lacks=_LACKS,
+            refuses=_REFUSES,
+            models=tuple(SplitModels(title=name, tp=(name,), pp=(name,)) for name in _NAMES),
+        ),
     ),
     preload="workbench.engine.frameworks.megatron.ranks:load",
     joined="workbench.engine.frameworks.megatron.ranks:joined",
@@ -45,7 +48,6 @@ MEGATRON = Framework(
     library="megatron.core",
     size="11 MB, in some 10 s",
     not_offered={
-        "pipeline": "its pipelines are not written yet: use --framework colossal or torch",
         "zero1": "its distributed optimizer is not written yet: use --framework colossal or deepspeed",
     },
 )

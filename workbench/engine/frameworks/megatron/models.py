@@ -65,6 +65,37 @@ class Family:
     activation: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """This rank's place among ``tp`` ranks that cut layers, and among ``pp`` stages that share them out evenly."""
+
+    tp: int = 1
+    tp_rank: int = 0
+    pp: int = 1
+    stage: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank has the embeddings."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this rank has the output layer."""
+        return self.stage == self.pp - 1
+
+    def place(self, cut: Cut | None, shape: Sequence[int]) -> Place:
+        """What this rank has of a weight of its stage."""
+        return Place.whole(shape) if cut is None or self.tp == 1 else cut.place(shape, self.tp_rank, self.tp)
+
+    def own_name(self, name: str, layers: int) -> str:
+        """The name of a weight in the module of this rank's stage, which counts its own layers of all ``layers``."""
+        found = re.fullmatch(r"decoder\.layers\.(\d+)\.(.*)", name)
+        if not found:
+            return name
+        return f"decoder.layers.{int(found[1]) - self.stage * (layers // self.pp)}.{found[2]}"
+
+
 def part_of(family: Family, config: Any, name: str) -> Part | None:
     """Where the weight ``name`` of a model with ``config`` is; None where Megatron has none such."""
     for pattern, (theirs, view, cut) in family.parts.items():
@@ -84,11 +115,16 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, tp: int) -> GPTModel:
+def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, split: Split) -> GPTModel:
     """This rank's part of the same model, with weights of its own, which computes in ``dtype``. ``tied``: the output
-    layer has the weights of the embedding. Of ``tp`` ranks each has as many rows of the vocabulary, some of padding."""
+    layer has the weights of the embedding. Tensor-parallel ranks have as many rows of the vocabulary each, the last of
+    which may be padding."""
     settings = {
-        "tensor_model_parallel_size": tp,
+        "tensor_model_parallel_size": split.tp,
+        "pipeline_model_parallel_size": split.pp,
+        "pipeline_dtype": dtype,
+        "variable_seq_lengths": split.pp > 1,  # stages tell each other the shapes
+        "moe_token_dispatcher_type": "alltoall",  # the default refuses that, also without experts
         "params_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
         "fp16": dtype == torch.float16,
@@ -106,7 +142,9 @@ def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, tp
     return GPTModel(
         config=transformer,
         transformer_layer_spec=get_gpt_layer_local_spec(normalization=transformer.normalization),
-        vocab_size=-(-config.vocab_size // tp) * tp,
+        vocab_size=-(-config.vocab_size // split.tp) * split.tp,
+        pre_process=split.is_first,
+        post_process=split.is_last,
         max_sequence_length=config.max_position_embeddings,
         position_embedding_type=family.positions,
         parallel_output=False,

@@ -15,7 +15,7 @@ from workbench.engine.frameworks.megatron import repairs
 from workbench.engine.frameworks.torch import ranks
 from workbench.engine.frameworks.torch_common.device import rank_device
 
-MODULES = ("workbench.engine.frameworks.megatron.strategy",)
+MODULES = ("workbench.engine.frameworks.megatron.pipeline",)
 
 
 def load() -> Callable[[], None]:

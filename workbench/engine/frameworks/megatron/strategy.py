@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.distributed.finalize_model_grads import _allreduce_word_embedding_grads
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer.optimizer import FP32Optimizer
 
@@ -26,8 +27,8 @@ from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.megatron.buffers import GradientBuffers
 from workbench.engine.frameworks.megatron.checks import check, family_of
 from workbench.engine.frameworks.megatron.forward import Computed
-from workbench.engine.frameworks.megatron.models import gpt_model
-from workbench.engine.frameworks.megatron.weights import Along, SharedWeights
+from workbench.engine.frameworks.megatron.models import Split, gpt_model
+from workbench.engine.frameworks.megatron.weights import SharedWeights, has_tied
 from workbench.engine.frameworks.torch.whole_model import ReplicatedStrategy
 from workbench.engine.frameworks.torch_common.exchange import all_reduce_uncounted
 from workbench.engine.frameworks.torch_common.local_gradients import PartsOf
@@ -50,25 +51,28 @@ class MegatronStrategy(ReplicatedStrategy):
     def _distribute(self) -> None:
         model = self.workload.model
         family = family_of(model)
-        tp = Along(self.coordinates.tp, self.mesh.tp)
-        parallel_state.initialize_model_parallel(tp.size, create_gloo_process_groups=False)
-        tied = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
+        here, mesh = self.coordinates, self.mesh
+        split = Split(tp=mesh.tp, tp_rank=here.tp, pp=mesh.pp, stage=here.pp)
+        order = "tp-cp-ep-pp-dp"  # of the ranks of this project
+        parallel_state.initialize_model_parallel(mesh.tp, mesh.pp, order=order, create_gloo_process_groups=False)
         dtype = AUTOCAST_TYPES.get(self.spec.precision, torch.float32)
-        gpt = gpt_model(family, model.config, tied=tied, dtype=dtype, tp=tp.size)
+        gpt = gpt_model(family, model.config, tied=has_tied(model), dtype=dtype, split=split)
         gpt.to(self.device, dtype)  # as its Float16Module does
-        self._weights = SharedWeights(family, model, gpt, tp=tp, has_copies=dtype != torch.float32)
+        self._weights = SharedWeights(family, model, gpt, split, has_copies=dtype != torch.float32)
         ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
         self._ddp = DistributedDataParallel(gpt.config, ddp_config, gpt)
         self._weights.share(self._optimizer)
         self._whole = WholeModel(self.workload, self._module, self.device, "fp32")  # weights are cast, and nothing else
         is_cut = lambda parameter: not self._weights.place(parameter).is_whole  # noqa: E731
-        self._held = rank_parameters(self._module, self._names, tp=tp.rank, is_sharded=is_cut)
+        self._held = rank_parameters(
+            self._module, self._names, tp=here.tp, is_sharded=is_cut, foreign=self._weights.foreign
+        )
         turns = {layer: turn for turn, layer in enumerate(self._names.layers)}
         self._told = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._mine = self._told
         self._shares = {(item.layer, item.sharded) for item in self._mine}
         takes_positions = family.positions != "rope"
-        model.forward = Computed(model, self._ddp, gpt, takes_positions=takes_positions)
+        model.forward = Computed(model, self._ddp, gpt, takes_positions=takes_positions, is_last=split.is_last)
         config = OptimizerConfig(lr=None, clip_grad=0.0)
         self._stepper = FP32Optimizer(self._optimizer, config, lambda *_: None)
         self._stepper.grad_stats_parallel_group = parallel_state.get_model_parallel_group()
@@ -151,6 +155,7 @@ class MegatronStrategy(ReplicatedStrategy):
             mesh=self.mesh,
             here=self.coordinates,
             places=self._weights.places,
+            foreign={id(parameter) for parameter in self._weights.foreign},
         )
         scaler = self._scaler if self._scaler.is_enabled() else None
         found, copies = state.rank_state(self._optimizer, scaler=scaler), self._weights.copies()
@@ -198,6 +203,8 @@ class _BufferReduction:
                 gradient.add_(beside)
             item.parameter.grad = gradient if item.parameter.requires_grad else None
         self._begins()
+        embedding, stages = parallel_state.get_embedding_group(check_initialized=False), self._ddp.pp_group
+        _allreduce_word_embedding_grads([self._ddp], self._ddp.config, embedding, stages)
         with self._around():
             self._ddp.finish_grad_sync()
 

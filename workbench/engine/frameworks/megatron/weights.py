@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from workbench.engine.frameworks.megatron.models import Family, Part, part_of
+from workbench.engine.frameworks.megatron.models import Family, Part, Split, part_of
 from workbench.engine.state.layout import Place, Target
 
+_EMBEDDING, _OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 
-class Along(NamedTuple):
-    """This rank's number among the ``size`` ranks of an axis."""
 
-    rank: int
-    size: int
+def has_tied(model: torch.nn.Module) -> bool:
+    """Whether the output layer of a model has the weights of its embedding."""
+    return len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
 
 
 class SharedWeights:
@@ -27,21 +28,31 @@ class SharedWeights:
     ``has_copies``: Megatron's weights are of half precision, and the user's parameters the fp32 ones that are updated
     and then copied into them (``publish``)."""
 
-    def __init__(self, family: Family, model: Any, theirs: torch.nn.Module, *, tp: Along, has_copies: bool) -> None:
+    def __init__(self, family: Family, model: Any, theirs: torch.nn.Module, split: Split, *, has_copies: bool) -> None:
         self.has_copies = has_copies
-        self.is_cut = tp.size > 1
+        self.is_cut = split.tp > 1
+        #: parameters that an earlier stage has too
+        self.foreign: list[torch.nn.Parameter] = []
+        self._missing: list[torch.nn.Parameter] = []
         named = dict(theirs.named_parameters())
         self._model = model
         self._places: dict[str, Place] = {}
         self._parts: dict[int, tuple[Part, torch.nn.Parameter]] = {}
         self._of: dict[int, Place] = {}
+        is_tied = has_tied(model)
         trained: set[str] = set()
         for name, parameter in model.named_parameters():
             part = part_of(family, model.config, name)
             assert part is not None  # the checks refuse others
-            whole = Place.whole(parameter.shape)
-            place = part.cut.place(parameter.shape, *tp) if part.cut is not None and tp.size > 1 else whole
-            self._places[name] = self._of[id(parameter)] = place
+            own = split.own_name(part.name, model.config.num_hidden_layers)
+            if own not in named and split.is_last and own == _EMBEDDING and _OUTPUT in named and is_tied:
+                own = _OUTPUT
+                self.foreign.append(parameter)
+            if own not in named:
+                self._missing.append(parameter)
+                continue
+            part = replace(part, name=own)
+            self._places[name] = self._of[id(parameter)] = split.place(part.cut, parameter.shape)
             self._parts[id(parameter)] = (part, named[part.name])
             trained.update({part.name} if parameter.requires_grad else ())
         for name, weight in named.items():
@@ -49,17 +60,33 @@ class SharedWeights:
             weight.detach().zero_()  # whatever is in rows of padding is multiplied with
 
     def share(self, optimizer: torch.optim.Optimizer) -> None:
-        """Copy the values of the user's parameters, rank 0's, and make them parts. Megatron's weights are where they
-        stay. Collective."""
+        """Copy the values of the user's parameters, rank 0's, and make them parts; those of other stages are taken out
+        of the user's model and optimizer. Megatron's weights are where they stay. Collective."""
         for parameter in self._model.parameters():
             whole = parameter.detach().contiguous()
             dist.broadcast(whole, 0)
+            if id(parameter) not in self._of:
+                continue
             target, place = self._target(parameter), self._of[id(parameter)]
             own = place.of(whole).contiguous().view(target.shape)
             target.copy_(own)
             _make_state(optimizer, parameter, place.of, target.shape)
             parameter.data = own if self.has_copies else target
             parameter.tensor_model_parallel = not place.is_whole  # type: ignore[attr-defined]
+        for parameter in self.foreign:
+            parameter.shared = True  # type: ignore[attr-defined]
+        self._leave_out(optimizer)
+
+    def _leave_out(self, optimizer: torch.optim.Optimizer) -> None:
+        missing = {id(parameter) for parameter in self._missing}
+        for module in self._model.modules() if missing else ():
+            for name, parameter in list(module._parameters.items()):
+                if id(parameter) in missing:
+                    module._parameters[name] = None
+        for group in optimizer.param_groups:
+            group["params"] = [each for each in group["params"] if id(each) not in missing]
+        for parameter in self._missing:
+            optimizer.state.pop(parameter, None)
 
     def publish(self) -> None:
         """Let Megatron compute with the values that the user's parameters have now."""
@@ -107,6 +134,8 @@ class SharedWeights:
             parameter.grad = None
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format).view(shape)
             del parameter.tensor_model_parallel  # type: ignore[attr-defined]
+        for parameter in self.foreign:
+            del parameter.shared  # type: ignore[attr-defined]
 
 
 def _make_state(
