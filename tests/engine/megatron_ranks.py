@@ -73,10 +73,9 @@ def refusals(rank: int, ranks: int, directory: Path) -> dict[str, str]:
         work = boosted.workload("vit" if name == "vit" else "gpt2" if name.startswith("gpt2") else "llama")
         change(work)
         found[name] = _message(lambda work=work: strategy.check(spec, work))
-    for name, split in (("tp3", {"tp": 3}), ("tp2", {"tp": 2}), ("pp3", {"pp": 3, "micro_batches": 3})):
+    for name, split in (("tp3", {"tp": 3}), ("pp3", {"pp": 3, "micro_batches": 3})):
         cut = TrainSpec.from_options({"ranks": int(name[-1]), "batch_size": 6, **PLAN, "plugin": "hybrid", **split})
         work = boosted.workload("gpt2")
-        work.model.config.attn_pdrop = 0.1
         found[name] = _message(lambda cut=cut, work=work: boosted.load_strategy(cut).check(cut, work))
     with joined_of(spec)(rank, ranks, directory, device_type="cpu"):
         prepared: Any = boosted.prepared(rank, spec, "llama")
@@ -114,6 +113,10 @@ def _gradient_hooked(work: Any) -> None:
     work.model.lm_head.weight.register_hook(lambda gradient: gradient)
 
 
+def _dropping(work: Any) -> None:
+    work.model.transformer.drop.p = 0.1
+
+
 def _fused(work: Any) -> None:
     work.optimizer.param_groups[0]["fused"] = True
 
@@ -129,7 +132,7 @@ _CHANGES: dict[str, Callable[[Any], None]] = {
     "scaled positions": _configured(rope_scaling={"rope_type": "linear", "factor": 2.0}),
     "biased attention": _configured(attention_bias=True),
     "activation": _configured(hidden_act="mish"),
-    "gpt2 dropout": _configured(embd_pdrop=0.1),
+    "gpt2 dropout": _dropping,
     "a class of its own": _subclassed,
     "a hook": _hooked,
     "a gradient hook": _gradient_hooked,

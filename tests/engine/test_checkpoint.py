@@ -40,6 +40,7 @@ PLANS = {
     "deepspeed": ("gpt2-drop", DEEPSPEED | {"clip": 0.5}),
     "deepspeed-fp16": ("plain", DEEPSPEED | {"plugin": "zero2", "precision": "fp16"}),
     "megatron": ("gpt2-drop", MEGATRON | {"clip": 0.5}),
+    "megatron-tp2": ("gpt2-drop", MEGATRON | {"plugin": "hybrid", "tp": 2}),
     "megatron-fp16": ("gpt2", MEGATRON | {"precision": "fp16"}),
     "mpi-fp16": ("plain", MPI | {"precision": "fp16", "clip": 0.5}),
     "deepspeed3": ("gpt2-drop", DEEPSPEED3 | {"clip": 0.5}),

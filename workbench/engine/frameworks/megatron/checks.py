@@ -41,8 +41,10 @@ def _differences(family: Family, model: Any) -> Iterator[str]:
             yield f"its {option} is {getattr(config, option)!r}"
     if getattr(config, family.activation) not in ACTIVATIONS:
         yield f"its {family.activation} is {getattr(config, family.activation)!r}"
-    if getattr(config, "embd_pdrop", None) != getattr(config, "resid_pdrop", None):
-        yield "its embd_pdrop is not its resid_pdrop, and Megatron has one for both"
+    for values in family.dropouts(model):
+        if len(values) > 1:
+            found = " and ".join(f"{each:g}" for each in sorted(values))
+            yield f"it has dropouts of {found}, and Megatron has one for all"
     if getattr(model, "is_gradient_checkpointing", False):
         yield "its activations are checkpointed"
     for name, module in model.named_modules():
@@ -57,10 +59,10 @@ def _differences(family: Family, model: Any) -> Iterator[str]:
             yield f"{name} is {parameter.dtype}, and the plan computes in float32"
 
 
-def _check_split(family: Family, config: Any, tp: int) -> None:
+def _check_split(family: Family, model: Any, tp: int) -> None:
     if tp == 1:
         return
-    settings = family.settings(config)
+    settings = family.settings(model.config)
     names = ("num_attention_heads", "num_query_groups", "ffn_hidden_size")
     for name in [each for each in names if settings.get(each, tp) % tp]:
         raise ConfigError(
@@ -68,18 +70,12 @@ def _check_split(family: Family, config: Any, tp: int) -> None:
             "does, or leave it out",
             field="--tp",
         )
-    if settings["attention_dropout"]:
-        raise ConfigError(
-            f"--tp {tp}: attention has dropout {settings['attention_dropout']:g}, which would leave out the same of "
-            "the heads of all ranks: set it to 0 in the model's configuration, or leave --tp out",
-            field="model",
-        )
 
 
 def check(spec: TrainSpec, workload: Workload) -> None:
     """Refuse it with ``ConfigError``."""
     model, optimizer = workload.model, workload.optimizer
-    _check_split(family_of(model), model.config, spec.plan.tp)
+    _check_split(family_of(model), model, spec.plan.tp)
     if workload.beside:
         raise ConfigError(
             f"the optimizer has parameters of {', '.join(workload.beside)}, which is not part of the model that "

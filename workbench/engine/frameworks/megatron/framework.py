@@ -48,6 +48,9 @@ MEGATRON = Framework(
     library="megatron.core",
     size="11 MB, in some 10 s",
     not_offered={
-        "zero1": "its distributed optimizer is not written yet: use --framework colossal or deepspeed",
+        "zero1": (
+            "Megatron's distributed optimizer steps an Adam of its own over parts of fused weights, for which there is "
+            "no plugin yet: use --framework colossal or deepspeed"
+        ),
     },
 )

@@ -56,12 +56,14 @@ class Family:
     """Models that Megatron can compute. ``settings``: of ``TransformerConfig``, for a model's configuration; ``parts``:
     pattern of the user's name -> name of Megatron's weight (``{0}`` is the layer), the view of it, given the
     configuration, and how ranks share it. ``positions``: Megatron's word for how positions are told. ``wanted``:
-    options of the configuration that it computes with one value only."""
+    options of the configuration that it computes with one value only. ``dropouts``: the probabilities of a model's
+    modules, of those within attention and of the others."""
 
     settings: Callable[[Any], dict[str, Any]]
     parts: Mapping[str, tuple[str, Callable[[Any], View], Cut | None]]
     positions: str
     wanted: Mapping[str, Any]
+    dropouts: Callable[[Any], tuple[set[float], set[float]]]
     activation: str
 
 
@@ -115,11 +117,15 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, split: Split) -> GPTModel:
+def gpt_model(family: Family, model: Any, *, tied: bool, dtype: torch.dtype, split: Split) -> GPTModel:
     """This rank's part of the same model, with weights of its own, which computes in ``dtype``. ``tied``: the output
     layer has the weights of the embedding. Tensor-parallel ranks have as many rows of the vocabulary each, the last of
     which may be padding."""
+    config = model.config
+    attention, hidden = family.dropouts(model)
     settings = {
+        "attention_dropout": max(attention),
+        "hidden_dropout": max(hidden),
         "tensor_model_parallel_size": split.tp,
         "pipeline_model_parallel_size": split.pp,
         "pipeline_dtype": dtype,
@@ -138,8 +144,8 @@ def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, sp
         **family.settings(config),
     }
     transformer = TransformerConfig(**settings)
-    rotary = {"rotary_base": config.rope_theta} if family.positions == "rope" else {}
-    return GPTModel(
+    rotary: dict[str, Any] = {"rotary_base": config.rope_theta} if family.positions == "rope" else {}
+    made = GPTModel(
         config=transformer,
         transformer_layer_spec=get_gpt_layer_local_spec(normalization=transformer.normalization),
         vocab_size=-(-config.vocab_size // split.tp) * split.tp,
@@ -151,6 +157,28 @@ def gpt_model(family: Family, config: Any, *, tied: bool, dtype: torch.dtype, sp
         share_embeddings_and_output_weights=tied,
         **rotary,
     )
+    for module in made.modules() if split.tp > 1 else ():
+        if isinstance(getattr(module, "attention_dropout", None), torch.nn.Dropout):
+            module.attention_dropout = _DropoutOfHeads(max(attention), split.tp_rank)
+    return made
+
+
+class _DropoutOfHeads(torch.nn.Dropout):
+    """Dropout of the heads of this tensor-parallel rank: each rank leaves out others, and the rank's generator stays
+    like that of its peers, from which all other dropout of a replica is drawn."""
+
+    def __init__(self, p: float, tp_rank: int) -> None:
+        super().__init__(p)
+        self._tp_rank = tp_rank
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As ``torch.nn.Dropout.forward``."""
+        if not self.training or not self.p:
+            return input
+        seed = int(torch.randint(2**31, ()))
+        with torch.random.fork_rng([input.device] if input.is_cuda else []):
+            torch.manual_seed(seed + self._tp_rank)
+            return super().forward(input)
 
 
 def _as_it_is(config: Any) -> View:
@@ -207,8 +235,6 @@ def _llama_settings(config: Any) -> dict[str, Any]:
         "layernorm_epsilon": config.rms_norm_eps,
         "gated_linear_unit": True,
         "add_bias_linear": False,
-        "hidden_dropout": 0.0,
-        "attention_dropout": config.attention_dropout,
     }
 
 
@@ -220,9 +246,21 @@ def _gpt2_settings(config: Any) -> dict[str, Any]:
         "ffn_hidden_size": config.n_inner or 4 * config.n_embd,
         "normalization": "LayerNorm",
         "layernorm_epsilon": config.layer_norm_epsilon,
-        "hidden_dropout": config.resid_pdrop,
-        "attention_dropout": config.attn_pdrop,
     }
+
+
+def _llama_dropouts(model: Any) -> tuple[set[float], set[float]]:
+    return {layer.self_attn.attention_dropout for layer in model.model.layers}, {0.0}
+
+
+def _gpt2_dropouts(model: Any) -> tuple[set[float], set[float]]:
+    body = model.transformer
+    hidden = {
+        body.drop.p,
+        *(layer.attn.resid_dropout.p for layer in body.h),
+        *(layer.mlp.dropout.p for layer in body.h),
+    }
+    return {layer.attn.attn_dropout.p for layer in body.h}, hidden
 
 
 _ROWS, _COLUMNS, _ROWS_OF_3, _COLUMNS_OF_3 = Cut(0), Cut(1), Cut(0, 3), Cut(1, 3)
@@ -230,6 +268,7 @@ _LLAMA_LAYER, _GPT2_LAYER, _LAYER = r"model\.layers\.(\d+)\.", r"transformer\.h\
 
 LLAMA = Family(
     settings=_llama_settings,
+    dropouts=_llama_dropouts,
     positions="rope",
     activation="hidden_act",
     wanted={"rope_scaling": None, "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
@@ -267,6 +306,7 @@ LLAMA = Family(
 
 GPT2 = Family(
     settings=_gpt2_settings,
+    dropouts=_gpt2_dropouts,
     positions="learned_absolute",
     activation="activation_function",
     wanted={

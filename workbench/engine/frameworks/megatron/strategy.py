@@ -56,7 +56,7 @@ class MegatronStrategy(ReplicatedStrategy):
         order = "tp-cp-ep-pp-dp"  # of the ranks of this project
         parallel_state.initialize_model_parallel(mesh.tp, mesh.pp, order=order, create_gloo_process_groups=False)
         dtype = AUTOCAST_TYPES.get(self.spec.precision, torch.float32)
-        gpt = gpt_model(family, model.config, tied=has_tied(model), dtype=dtype, split=split)
+        gpt = gpt_model(family, model, tied=has_tied(model), dtype=dtype, split=split)
         gpt.to(self.device, dtype)  # as its Float16Module does
         self._weights = SharedWeights(family, model, gpt, split, has_copies=dtype != torch.float32)
         ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
