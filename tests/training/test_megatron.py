@@ -25,27 +25,28 @@ def no_ranks_stay(shell: InteractiveShell) -> Iterator[None]:
         current.down()
 
 
-def test_a_run_trains_as_with_torch_which_goes_on_from_its_checkpoint(shell: InteractiveShell) -> None:
+def test_runs_by_replicas_and_by_stages_are_one_training_which_goes_on(shell: InteractiveShell) -> None:
+    stages = "--plan 'megatron pp2' --micro-batches 2"
     for name, flags in (
-        ("megatron", "--framework megatron --steps 4"),
-        ("pp2", "--plan 'megatron pp2' --micro-batches 2 --steps 4"),
-        ("torch", "--framework torch --steps 4"),
-        ("torch-on", "--framework torch --steps 6 --resume by-megatron"),
+        ("replicas", "--framework megatron --steps 4"),
+        ("stages", f"{stages} --steps 4"),
+        ("on", f"{stages} --steps 6 --resume by-replicas"),
     ):
         shell.run_line_magic("dist_train", f"{LINE} {flags} --name by-{name}")
-    run, cut, theirs, on = (Run(f"by-{name}") for name in ("megatron", "pp2", "torch", "torch-on"))
-    expected = theirs.metrics()
-    for ours in (run.metrics(), cut.metrics()):
-        for name in ("loss", "validation_loss"):
-            assert list(ours[name].dropna()) == pytest.approx(list(expected[name].dropna()), abs=1e-5), name
-        for name in ("grad_norm", "framework_norm"):
-            assert list(ours[name]) == pytest.approx(list(expected["grad_norm"]), rel=1e-4), name
-    assert cut.plan.describe() == "megatron hybrid pp2" and cut.status == "finished"
-    assert run.status == on.status == "finished"
-    assert on.metrics()["step"].iloc[-1] == on.last_step == 6
-    assert [event.name for event in run.events().itertuples() if event.kind in ("warning", "error")] == []
+    run, cut, on = (Run(f"by-{name}") for name in ("replicas", "stages", "on"))
+    ours, others = run.metrics(), cut.metrics()
+    for name in ("loss", "validation_loss"):
+        assert list(ours[name].dropna()) == pytest.approx(list(others[name].dropna()), abs=1e-5), name
+    for name in ("grad_norm", "framework_norm"):
+        assert list(others[name]) == pytest.approx(list(ours["grad_norm"]), rel=1e-4), name
+    assert cut.plan.describe() == "megatron hybrid pp2"
+    assert run.status == cut.status == on.status == "finished" and on.metrics()["step"].iloc[-1] == on.last_step == 6
+    for each in (run, cut, on):
+        warned = {event.name for event in each.events().itertuples() if event.kind in ("warning", "error")}
+        assert warned == ({"plan_changed"} if each is on else set())
+        assert set(each.gradients()["scope"]) >= {"reduced"} and len(each.samples())
+        assert {"forward", "backward", "communication", "optimizer"} <= set(each.phases()["phase"])
     assert set(run.gradients()["scope"]) == {"local", "reduced"}
-    assert set(run.gradients()["layer"]) == set(theirs.gradients()["layer"])
-    assert {"forward", "backward", "communication", "optimizer"} <= set(run.phases()["phase"])
+    assert set(run.gradients()["layer"]) == set(cut.gradients()["layer"])
     versions = tomllib.loads((run.path / SPEC_FILE).read_text())["versions"]
     assert versions["megatron-core"].startswith("0.16")
