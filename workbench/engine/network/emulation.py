@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from workbench.core import background
 from workbench.core.network import Network
 from workbench.engine.network.link import Link
 from workbench.engine.watch.torch.collectives import RECORDED_FUNCTIONS, count_bytes, parameter_names
@@ -39,7 +40,7 @@ class _Timer:
         self._numbers = itertools.count()
         self._changed = threading.Condition()
         self._ends = False
-        self._thread = threading.Thread(target=self._run, name="emulated-network", daemon=True)
+        self._thread = background.thread(self._run, name="emulated-network", failed=self._failed)
         self._thread.start()
 
     def at(self, moment_s: float, call: Callable[[], object]) -> None:
@@ -57,6 +58,15 @@ class _Timer:
             self._ends = True
             self._changed.notify()
         self._thread.join()
+
+    def _failed(self, error: BaseException) -> None:
+        """Tell it, and let what waits for a moment go on at once."""
+        background.warner("the emulated network delays no more messages")(error)
+        with self._changed:
+            self._ends = True
+            due, self._due = self._due, []
+        for _, _, call in due:
+            call()
 
     def _run(self) -> None:
         while True:

@@ -25,6 +25,7 @@ import torch
 from tensorflow.core.protobuf import cluster_pb2, tensorflow_server_pb2
 from tensorflow.python.eager import context
 
+from workbench.core import background
 from workbench.engine.agree.shared_slots import PeerLostError
 from workbench.engine.collectives import record
 from workbench.engine.frameworks.tensorflow.arrays import to_numpy, to_torch
@@ -227,15 +228,21 @@ class _Worker:
         self._found: Any = None
         self._error: BaseException | None = None
         self._done = threading.Event()
-        threading.Thread(target=self._work, daemon=True, name="tensorflow-collectives").start()
+        background.thread(self._work, name="tensorflow-collectives", failed=self._raise).start()
 
     def _work(self) -> None:
         while (compute := self._asked.get()) is not None:
             try:
                 self._found = compute()
-            except BaseException as error:  # raised in the main thread
-                self._error = error
-            self._done.set()
+            except Exception as error:  # raised in the main thread
+                self._raise(error)
+            else:
+                self._done.set()
+
+    def _raise(self, error: BaseException) -> None:
+        """Let ``result_of`` raise it."""
+        self._error = error
+        self._done.set()
 
     def result_of(self, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns. An interrupt, and a release from a collective that cannot end, break the wait.
