@@ -63,8 +63,17 @@ def workload(options: dict[str, Any]) -> Workload:
     return _workload(adopted({**names, "dataset": dataset}, spec), spec, Knobs())
 
 
-def _on_ranks(rank: int, ranks: int, directory: Path, work: Callable[[Any], Any], *, floatx: str, token: str) -> Any:
-    options = {"framework": "tensorflow", "ranks": ranks, "batch_size": BATCH}
+def _on_ranks(
+    rank: int,
+    ranks: int,
+    directory: Path,
+    work: Callable[[Any], Any],
+    *,
+    token: str,
+    floatx: str = "float64",
+    precision: str = "fp32",
+) -> Any:
+    options = {"framework": "tensorflow", "ranks": ranks, "batch_size": BATCH, "precision": precision}
     spec = TrainSpec.from_options(options)
     with joined_of(spec)(rank, ranks, directory, device_type="cpu", token=token):
         keras.config.set_floatx(floatx)
@@ -88,7 +97,7 @@ def _pieces(strategy: Any, step: int, pieces: int) -> list[Any]:
     return list(shares)[strategy.coordinates.dp * pieces : (strategy.coordinates.dp + 1) * pieces]
 
 
-def steered(rank: int, ranks: int, directory: Path, *, floatx: str) -> dict[str, Any]:
+def steered(rank: int, ranks: int, directory: Path, *, floatx: str, precision: str) -> dict[str, Any]:
     """Losses, norms and final weights under ``STEERED``, of the ranks and of a loop of Keras."""
 
     def work(strategy: Any) -> dict[str, Any]:
@@ -109,7 +118,8 @@ def steered(rank: int, ranks: int, directory: Path, *, floatx: str) -> dict[str,
         weights = {name: parameter.tolist() for name, parameter in strategy.workload.model.named_parameters()}
         return {**found, "weights": weights}
 
-    found = _on_ranks(rank, ranks, directory, work, floatx=floatx, token=floatx)
+    token = f"{floatx}-{precision}"
+    found = _on_ranks(rank, ranks, directory, work, token=token, floatx=floatx, precision=precision)
     return {"ranks": found, "keras": _bare(floatx) if rank == 0 else None}
 
 
@@ -161,7 +171,7 @@ def gradients(rank: int, ranks: int, directory: Path) -> dict[str, Any]:
             strategy.forward_backward([piece])
         return {"local": local, "reduced": worst(strategy.reduced_gradients(all_held=True), expected(*batch(0)))}
 
-    return _on_ranks(rank, ranks, directory, work, floatx="float64", token="gradients")
+    return _on_ranks(rank, ranks, directory, work, token="gradients")
 
 
 def inside(rank: int, ranks: int, directory: Path) -> dict[str, float]:
@@ -188,7 +198,7 @@ def inside(rank: int, ranks: int, directory: Path) -> dict[str, float]:
         right = {"output": output, "gradient": tape.gradient(loss, output)}
         return {name: float(np.abs(seen[name] - value.numpy()).max()) for name, value in right.items()}
 
-    return _on_ranks(rank, ranks, directory, work, floatx="float64", token="inside")
+    return _on_ranks(rank, ranks, directory, work, token="inside")
 
 
 def trained(rank: int, ranks: int, directory: Path, *, run: str) -> str:

@@ -118,12 +118,11 @@ def test_a_rank_that_is_killed_is_told_and_all_are_started_anew(ranks: Session, 
             None,
             "recipe digits-vit has a model of PyTorch, which --framework tensorflow does not",
         ),
-        ("--precision bf16", CELL, "set its dtype policy in the cell"),
         ("--pp 2", CELL, "--pp 2 is not available with tensorflow ddp"),
         ("--sync-batchnorm", CELL, "--sync-batchnorm is not available with tensorflow ddp"),
         ("", f"{CELL}\ntrain_step = 1", "define loss_fn"),
     ],
-    ids=["recipe", "precision", "pipeline", "batch normalisation", "train_step"],
+    ids=["recipe", "pipeline", "batch normalisation", "train_step"],
 )
 def test_what_it_cannot_do_is_refused_before_a_run(
     shell: InteractiveShell, line: str, cell: str | None, reason: str

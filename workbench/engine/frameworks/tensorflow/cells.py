@@ -15,6 +15,7 @@ from workbench.engine.base.containers import mapped
 from workbench.engine.frameworks.tensorflow.arrays import batch_of, to_torch
 from workbench.engine.frameworks.tensorflow.mirror import MirroredModel
 from workbench.engine.frameworks.tensorflow.optimizer import KerasOptimizer
+from workbench.engine.frameworks.tensorflow.precision import compute_in
 from workbench.errors import ConfigError
 
 #: names that a cell may define for torch, and what to do in their place
@@ -34,6 +35,7 @@ def adopted(names: Mapping[str, Any], spec: TrainSpec) -> dict[str, Any]:
         if names.get(name) is not None:
             raise ConfigError(f"{name} is not available with --framework tensorflow: {why}", field=name)
     model = MirroredModel(_model(names["model"]))
+    compute_in(model.model, spec.precision)
     optimizer, schedule = _optimizer(names["optimizer"])
     rate = schedule if isinstance(schedule, float) else 1.0
     found = {**names, "model": model, "optimizer": KerasOptimizer(optimizer, model, rate)}
@@ -69,7 +71,8 @@ def _model(model: Any) -> keras.Model:
         raise ConfigError("no weight of the model is trainable: nothing to train", field="model")
     if model.dtype_policy.compute_dtype == "float16":
         raise ConfigError(
-            "the model computes in float16, whose gradients need a loss scale: use mixed_bfloat16 or float32",
+            "the model computes in float16, whose gradients need a loss scale: make it in float32, and use --precision "
+            "fp16, which has one",
             field="model",
         )
     return model

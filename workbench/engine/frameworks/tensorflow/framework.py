@@ -20,8 +20,6 @@ TENSORFLOW = Framework(
             capabilities=frozenset(Capability) - _LACKS.keys(),
             lacks=_LACKS,
             refuses={
-                Feature.BF16: "Keras chooses a precision when the model is made: set its dtype policy in the cell",
-                Feature.FP16: "Keras chooses a precision when the model is made, and float16 needs a loss scale",
                 Feature.COMPILED: "it compiles modules of PyTorch: decorate loss_fn with @tf.function",
                 Feature.ADAPTED: "adapters are for modules of PyTorch",
                 Feature.OWN_STEPS: "gradients are reduced after those of loss_fn: define loss_fn(model, batch)",

@@ -14,7 +14,8 @@ from workbench.engine.base.batch import Batch, contents
 from workbench.engine.base.workload import Workload
 from workbench.engine.data.batches import samples_in
 from workbench.engine.frameworks.tensorflow.arrays import batch_of, to_torch
-from workbench.engine.frameworks.tensorflow.mirror import MirroredModel, Passed
+from workbench.engine.frameworks.tensorflow.mirror import MirroredModel, Passed, set_past_keras
+from workbench.engine.frameworks.tensorflow.precision import widened
 from workbench.engine.frameworks.torch_common.batches import call_model, first_output
 from workbench.engine.frameworks.torch_common.losses.terms import WHOLE, Division, LossTerm
 from workbench.errors import ConfigError
@@ -136,17 +137,17 @@ class KerasLosses:
     @contextmanager
     def _outputs_seen(self, seen: list[Any]) -> Iterator[None]:
         model = self._mirrored.model
-        call = model.call
+        call, own = model.call, vars(model).get("call")
 
         def noted(*args: Any, **kwargs: Any) -> Any:
             seen.append(call(*args, **kwargs))
             return seen[-1]
 
-        model.__dict__["call"] = noted
+        set_past_keras(model, "call", noted)
         try:
             yield
         finally:
-            del model.__dict__["call"]
+            set_past_keras(model, "call", own)
 
     @contextmanager
     def evaluation(self) -> Iterator[keras.Model]:
@@ -185,7 +186,7 @@ def _parts(found: Any) -> tuple[Any, float | None]:
             "tf.reduce_mean(...), or (loss_sum, count)",
             field="loss_fn",
         )
-    return total, None if count is None else float(count)
+    return widened(total), None if count is None else float(count)
 
 
 def _term(value: torch.Tensor, count: float | None) -> LossTerm:

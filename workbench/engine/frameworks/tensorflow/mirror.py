@@ -151,12 +151,12 @@ class MirroredModel(MirroredLayer):
         passed: list[Passed] = []
         for layer, module in self._layers:
             module.passed = passed
-            _set(layer, "call", _called(layer.call, module))
+            set_past_keras(layer, "call", _called(layer.call, module))
         try:
             yield passed
         finally:
             for layer, own in before:
-                _set(layer, "call", own)
+                set_past_keras(layer, "call", own)
 
 
 def layers_in(layer: keras.Layer) -> list[keras.Layer]:
@@ -168,7 +168,7 @@ def _called(call: Callable[..., Any], module: MirroredLayer) -> Callable[..., An
     return lambda *args, **kwargs: module.called(call, args, kwargs)
 
 
-def _set(layer: keras.Layer, name: str, value: Any) -> None:
+def set_past_keras(layer: keras.Layer, name: str, value: Any) -> None:
     """Set an attribute past Keras, which looks for layers and variables in it; None: it has no such attribute."""
     if value is None:
         layer.__dict__.pop(name, None)
