@@ -54,8 +54,9 @@ class Positioned(Protocol):
     def position(self, number: int) -> dict[str, Any]:
         """Where batch ``number`` begins, as JSON types."""
 
-    def begin_at(self, position: dict[str, Any], number: int) -> None:
-        """Let batch ``number`` begin at ``position``; ``ConfigError`` when this source cannot."""
+    def begin_at(self, position: dict[str, Any], number: int) -> str:
+        """Let batch ``number`` begin at ``position``; ``ConfigError`` when this source cannot. Returns what a user has
+        to know of it, or ""."""
 
     def check_repeatable(self) -> None:
         """Raise ``ConfigError`` where batches that were read cannot be read again in this process."""

@@ -169,24 +169,27 @@ class DatasetSource:
         return epoch + 1 + epochs, batches * self.batch_size
 
     def position(self, number: int) -> dict[str, Any]:
-        """Where batch ``number`` begins: ``epoch``, and ``samples`` of it before the batch; the batch size; and the
-        state of data that have one."""
+        """Where batch ``number`` begins: ``epoch``, and ``samples`` of it before the batch; the batch size; the
+        ``length`` of the data set; and the state of data that have one."""
         if not self._is_indexed:
             return {"batch_size": self.batch_size}
         epoch, samples = self._at(number)
-        found = {"epoch": epoch, "samples": samples, "batch_size": self.batch_size}
+        found = {"epoch": epoch, "samples": samples, "batch_size": self.batch_size, "length": len(self.dataset)}
         return {**found, "data": self.dataset.state()} if isinstance(self.dataset, SettableSamples) else found
 
-    def begin_at(self, position: dict[str, Any], number: int) -> None:
-        """Let batch ``number`` begin at ``position``, and count later ones from there. Raises ``ConfigError``
-        for an iterable and another batch size: its batches are counted from its beginning."""
+    def begin_at(self, position: dict[str, Any], number: int) -> str:
+        """Let batch ``number`` begin at ``position``, and count later ones from there. Returns a warning for a data set
+        of another length. Raises ``ConfigError`` for an iterable and another batch size: its batches are counted from
+        its beginning."""
         if self._is_indexed and "epoch" in position:
             self._origin = (number, position["epoch"], position["samples"])
             if isinstance(self.dataset, SettableSamples) and "data" in position:
                 self.dataset.restore(position["data"])
-        elif position["batch_size"] is None:
-            return  # of a dataloader whose batches have no known size
-        elif position["batch_size"] != self.batch_size:
+            length = position.get("length", len(self.dataset))  # unknown in a checkpoint of an earlier version
+            return "" if length == len(self.dataset) else _other_length(length, len(self.dataset))
+        if position["batch_size"] is None:
+            return ""  # of a dataloader whose batches have no known size
+        if position["batch_size"] != self.batch_size:
             what = "a dataset in place of a dataloader" if self._is_indexed else "an iterable dataset"
             instead = "" if self._is_indexed else ", or a dataset with len(dataset) and dataset[index]"
             raise ConfigError(
@@ -194,6 +197,7 @@ class DatasetSource:
                 f"{position['batch_size']}{instead}",
                 field="--batch-size",
             )
+        return ""
 
     def _sample_order(self, epoch: int, samples: int) -> Any:
         """The samples of an epoch in their order; a slice gives their indices."""
@@ -292,6 +296,13 @@ def steps_planned(spec: TrainSpec, data: DatasetSource) -> int:
     """Steps of a run over a dataset with ``len(dataset)``: those of its epochs or ``spec.steps``, what comes first."""
     ends = [spec.steps, data.batches_through(spec.epochs) if spec.epochs else 0]
     return min(end for end in ends if end)
+
+
+def _other_length(then: int, now: int) -> str:
+    return (
+        f"the data set has {now} samples, and had {then} when the checkpoint was written: the order of samples is "
+        "another, so this epoch reads some of them again and others not at all"
+    )
 
 
 def _check_length(samples: int, batch_size: int) -> None:

@@ -102,7 +102,7 @@ class LoaderSource:
         replicas = 1 if self._distributed_sampler is None else self._distributed_sampler.num_replicas
         return None if self._batch_size is None else self._batch_size * replicas
 
-    def begin_at(self, position: dict[str, Any], number: int) -> None:
+    def begin_at(self, position: dict[str, Any], number: int) -> str:
         """Raise ``ConfigError`` for another batch size than that of the checkpoint: batches are counted from the
         beginning."""
         was, now = position["batch_size"], self._global_size()
@@ -113,6 +113,7 @@ class LoaderSource:
                 "--batch-size",
                 field="dataloader",
             )
+        return ""
 
     def batches(self, dp: int, dp_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield replica ``dp``'s share of each batch from number ``start`` on, without end.

@@ -397,6 +397,8 @@ class Trainer:
         """Make the data ready where a checkpoint was saved; one without ``position`` counts batches of this size."""
         number, data = int(state["batches"]), self.workload.data
         if "position" in state and isinstance(data, Positioned):
-            data.begin_at(state["position"], number)
+            warning = data.begin_at(state["position"], number)
+            if warning:
+                self.strategy.tell("other_data", warning)
         self._read_ahead_s = 0.0
         self._reader.begin(number, state.get("epochs"))

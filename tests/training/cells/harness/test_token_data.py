@@ -68,3 +68,16 @@ def test_a_run_goes_on_with_the_same_samples_on_other_ranks(pool: RankPool, tmp_
         assert run is not None and not failure, failure
         np.testing.assert_allclose(run.metrics()["loss"], right[begin:end], rtol=2e-4)
         resume = f"{run.path}@{end}"
+
+
+def test_data_of_another_length_are_told(pool: RankPool, tmp_path: Path) -> None:
+    directory = str(packed(tmp_path, [f"text {number}" for number in range(40)]))
+    cell = CELL.format(directory=directory, dataset="texts")
+    flags = {"steps": 4, "batch_size": 12, "save_every": 2}
+    run, failure = train_case(pool, Case(cell=cell, flags=flags), "1 rank")
+    assert run is not None and not failure, failure
+    shorter = cell.replace(", 12, crossing", ", 6, crossing")
+    resumed, failure = train_case(pool, Case(cell=shorter, flags=flags), "ddp", resume=f"{run.path}@2")
+    assert resumed is not None and not failure, failure
+    events = resumed.events().query("kind == 'warning' and name == 'other_data'")
+    assert set(events["value"].str[:27]) == {"the data set has 80 samples"}, events

@@ -115,15 +115,26 @@ def test_another_batch_size_goes_on_at_the_same_sample(shuffle: bool) -> None:
 
     epoch, _ = read(22, 2)
     first, source = read(4, 4)
-    assert source.position(4) == {"epoch": 0, "samples": 16, "batch_size": 4}
+    assert source.position(4) == {"epoch": 0, "samples": 16, "batch_size": 4, "length": 22}
     after, resumed = read(2, 5, source.position(4))
     assert first + after == [*epoch[:22], *epoch[22:26]]
-    assert resumed.position(9) == {"epoch": 1, "samples": 4, "batch_size": 2}
+    assert resumed.position(9) == {"epoch": 1, "samples": 4, "batch_size": 2, "length": 22}
     assert read(8, 2, source.position(4))[0] == epoch[22:38], (
         "6 samples are no batch of 8: dropped, as at any epoch's end"
     )
     assert resumed.indices(4, 1, 2) == [epoch[17]]
     assert read(3, 3, source.position(4))[0] == [*epoch[16:22], *epoch[22:25]]
+
+
+def test_a_data_set_of_another_length_is_told() -> None:
+    def source(length: int) -> DatasetSource:
+        return DatasetSource(list(range(length)), 4, seed=3, shuffle=True)
+
+    position = source(22).position(4)
+    assert source(22).begin_at(position, 4) == ""
+    assert source(30).begin_at(position, 4).startswith("the data set has 30 samples, and had 22 when the checkpoint")
+    del position["length"]
+    assert source(30).begin_at(position, 4) == "", "a checkpoint of an earlier version"
 
 
 ITERABLE = r"an iterable dataset resumes only with .*: use --batch-size 4, or a dataset with len"
