@@ -36,8 +36,8 @@ class TokenDataset(OrderedSamples):
     """
 
     def __init__(self, directory: str | Path, length: int, *, crossing: bool = True, damaged: str = "stop") -> None:
-        if length < 2:
-            raise ConfigError(f"length {length}: a sequence has at least 2 tokens", field="length")
+        if not isinstance(length, int) or length < 2:
+            raise ConfigError(f"length {length!r}: a sequence is a whole number of at least 2 tokens", field="length")
         if damaged not in ("stop", "skip"):
             raise ConfigError(f"damaged={damaged!r}: choose 'stop' or 'skip'", field="damaged")
         self.directory = Path(directory).expanduser().absolute()

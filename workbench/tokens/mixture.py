@@ -55,10 +55,10 @@ class TokenMixture(SettableSamples):
             raise ConfigError(f"sequences of a mixture have one length: {listed}", field="sources")
         self.sources = dict(sources)
         self.length = lengths.pop()
-        self._weights: dict[str, Any] = {name: weights[name] for name in self.sources}
+        self._weights: dict[str, Any] = {name: _number(name, weights[name]) for name in self.sources}
         self._taken = self._present()
-        self.segments = [Segment(0, [0] * len(self.sources), _in_block(self._taken, list(self.sources)))]
-        self.offsets = np.array([0, *accumulate(map(len, self.sources.values()))])
+        self.segments = [Segment(0, [0] * len(self.sources), _in_block(self._taken))]
+        self.offsets = _offsets(self.sources)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -78,7 +78,7 @@ class TokenMixture(SettableSamples):
         present = self._present()
         if present == self._taken or not any(present):
             return
-        numbers, start, last = _in_block(present, list(self.sources)), epoch * len(self) + place, self.segments[-1]
+        numbers, start, last = _in_block(present), epoch * len(self) + place, self.segments[-1]
         if start < last.start:
             return  # it was read before, with the weights of that time
         self._taken = present
@@ -89,16 +89,28 @@ class TokenMixture(SettableSamples):
 
     def state(self) -> dict[str, Any]:
         """From which sample on which shares held, and what each source had given by then."""
-        return {"segments": [[each.start, each.given, each.numbers] for each in self.segments], "weights": self._taken}
+        return {
+            "sources": {name: len(source) for name, source in self.sources.items()},
+            "segments": [[each.start, each.given, each.numbers] for each in self.segments],
+            "weights": self._taken,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Undo ``state``. Raises ``ConfigError`` where it is of another number of sources."""
-        if any(len(given) != len(self.sources) for _, given, _ in state["segments"]):
+        """Undo ``state``; sources are matched by name. Raises ``ConfigError`` where their names or lengths are
+        others."""
+        then, now = state["sources"], {name: len(source) for name, source in self.sources.items()}
+        if then != now:
+            listed = [
+                "; ".join(f"{name}: {number:,} sequences" for name, number in each.items()) for each in (then, now)
+            ]
             raise ConfigError(
-                f"the checkpoint has a mixture of {len(state['weights'])} sources, and the cell one of "
-                f"{len(self.sources)}: give it the same sources, a new one at weight 0",
+                f"the checkpoint is of a mixture of {listed[0]}, and the cell's is of {listed[1]}: it goes on with the "
+                "same sources only",
                 field="dataset",
             )
+        self.sources = {name: self.sources[name] for name in then}
+        self._weights = {name: self._weights[name] for name in then}
+        self.offsets = _offsets(self.sources)
         self.segments = [Segment(start, list(given), list(numbers)) for start, given, numbers in state["segments"]]
         self._taken = list(state["weights"])
 
@@ -135,11 +147,24 @@ class TokenMixture(SettableSamples):
         return f"TokenMixture({listed}): {len(self):,} sequences of {self.length}"
 
 
-def _in_block(weights: Sequence[float], names: Sequence[str]) -> list[int]:
+def _offsets(sources: Mapping[str, TokenDataset]) -> np.ndarray[Any, Any]:
+    """The number of the first sample of each source, and of all samples."""
+    return np.array([0, *accumulate(map(len, sources.values()))])
+
+
+def _number(name: str, weight: Any) -> float:
+    """A weight as a number of at least 0."""
+    try:
+        found = float(weight)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not (math.isfinite(found) and found >= 0):
+        raise ConfigError(f"the weight of {name!r} is {weight!r}: it is a number of at least 0", field="weights")
+    return found
+
+
+def _in_block(weights: Sequence[float]) -> list[int]:
     """How many of ``BLOCK`` samples each source gives: by largest remainder, and at least one of a weight above 0."""
-    for name, weight in zip(names, weights, strict=True):
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ConfigError(f"the weight of {name!r} is {weight}: it is a number of at least 0", field="weights")
     whole = math.fsum(weights)
     if not whole:
         raise ConfigError("all weights are 0: give one source at least a weight above 0", field="weights")

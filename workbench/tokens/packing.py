@@ -153,9 +153,11 @@ class _Packing:
     def _signature(self, files: Sequence[Path]) -> str:
         """Of the files by size and time, how they are cut, the tokenizer, and what is dropped."""
         about = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # of a tokenizer in Python: none
+        how = [backend.to_str()] if backend is not None else sorted(self.tokenizer.get_vocab().items())
         units = [[asdict(part) for part in unit] for unit in self.units]
-        words = [about, units, vocabulary, self.tokenizer.chat_template, self.options.drop_duplicates]
+        written = [self.tokenizer.chat_template, self.tokenizer.eos_token_id]
+        words = [about, units, how, written, self.options.drop_duplicates]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
     def run(self) -> Index:

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,22 +211,17 @@ def byte_tokenizer() -> Any:
 def encoded(texts: Iterator[Record], tokenizer: Any) -> Iterator[list[int]]:
     """The tokens of each text, and the token that ends a text, if the tokenizer has one.
 
-    Chats are written by the tokenizer's chat template, or as "role: content" lines where it has none.
+    Chats are written by the tokenizer's chat template, or as "role: content" lines where it has none. The name of a
+    special token in a text is text, and no such token.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    waiting: list[str] = []
-
-    def flush() -> Iterator[list[int]]:
-        if waiting:
-            for ids in tokenizer(waiting, add_special_tokens=False, verbose=False)["input_ids"]:
+    for is_chat, group in groupby(texts, lambda record: not isinstance(record, str)):
+        written = (as_text(record, tokenizer) for record in group)
+        while waiting := list(islice(written, _BATCH)):
+            # a template writes special tokens; in a text their names are words like others
+            found = tokenizer(waiting, add_special_tokens=False, verbose=False, split_special_tokens=not is_chat)
+            for ids in found["input_ids"]:
                 yield ids + end
-            waiting.clear()
-
-    for record in texts:
-        waiting.append(as_text(record, tokenizer))
-        if len(waiting) >= _BATCH:
-            yield from flush()
-    yield from flush()
 
 
 def encode(files: Sequence[Path], tokenizer: Any) -> np.ndarray[Any, Any]:

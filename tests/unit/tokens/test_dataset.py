@@ -76,6 +76,8 @@ def test_a_shard_that_is_missing(directory: Path) -> None:
 def test_bad_arguments(directory: Path) -> None:
     with pytest.raises(ConfigError, match="at least 2 tokens"):
         TokenDataset(directory, 1)
+    with pytest.raises(ConfigError, match=r"length 16\.5: a sequence is a whole number"):
+        TokenDataset(directory, 16.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="choose 'stop' or 'skip'"):
         TokenDataset(directory, 8, damaged="no")
     with pytest.raises(ConfigError, match="no whole sequence of 1000000: choose a smaller length"):
@@ -213,11 +215,19 @@ def test_weights_are_turned_and_a_resume_knows_what_was_read(directory: Path) ->
     assert (torch.cat(found) == whole).all()
 
 
-def test_a_checkpoint_of_other_sources_is_refused(directory: Path) -> None:
-    dataset = TokenDataset(directory, 24)
-    state = TokenMixture({"a": dataset, "b": dataset}, {"a": 1, "b": 1}).state()
-    with pytest.raises(ConfigError, match="a mixture of 2 sources, and the cell one of 1"):
-        TokenMixture({"a": dataset}, {"a": 1}).restore(state)
+def test_sources_of_a_checkpoint_are_matched_by_name(directory: Path) -> None:
+    long, one = TokenDataset(directory, 24), TokenDataset(directory, 24, crossing=False)
+    state = json.loads(json.dumps(TokenMixture({"a": long, "b": one}, {"a": 3, "b": 1}).state()))
+    other = TokenMixture({"b": one, "a": long}, {"a": 3, "b": 1})
+    other.restore(state)
+    assert other.shares == {"a": 0.75, "b": 0.25}
+    same = TokenMixture({"a": long, "b": one}, {"a": 3, "b": 1})
+    order = [mixture.sample_order(1, 0, True)[:300] for mixture in (other, same)]
+    assert (order[0] == order[1]).all()
+    assert (other.read_batch(order[0])["input_ids"] == same.read_batch(order[1])["input_ids"]).all()
+    for sources in ({"a": long}, {"a": long, "c": one}, {"a": one, "b": long}, {"a": long, "b": one, "c": one}):
+        with pytest.raises(ConfigError, match="goes on with the same sources only"):
+            TokenMixture(sources, dict.fromkeys(sources, 1)).restore(state)
 
 
 def test_bad_mixtures(directory: Path) -> None:
@@ -228,9 +238,9 @@ def test_bad_mixtures(directory: Path) -> None:
         TokenMixture({"code": dataset, "web": dataset}, {"code": 1})
     with pytest.raises(ConfigError, match="have one length: a 24, b 8"):
         TokenMixture({"a": dataset, "b": TokenDataset(directory, 8)}, {"a": 1, "b": 1})
-    for weight in (-1, float("nan"), float("inf")):
+    for weight in (-1, float("nan"), float("inf"), "x", None):
         with pytest.raises(ConfigError, match="the weight of 'a' is"):
-            TokenMixture({"a": dataset}, {"a": weight})
+            TokenMixture({"a": dataset}, {"a": weight})  # type: ignore[dict-item]
     with pytest.raises(ConfigError, match="all weights are 0"):
         TokenMixture({"a": dataset}, {"a": 0})
     with pytest.raises(ConfigError, match="name it by letters"):

@@ -116,6 +116,36 @@ def test_a_packing_that_was_ended_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
+def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
+    directory = packed(tmp_path, ["hello <|end|> world"])
+    tokens = np.fromfile(directory / "shard-00000.tokens", dtype="<u2").tolist()
+    end = texts.byte_tokenizer().eos_token_id
+    assert len(tokens) == len("hello <|end|> world") + 1
+    assert tokens.count(end) == 1 and tokens[-1] == end
+
+
+def test_texts_and_chats_keep_their_order(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "b"}]
+    file = tmp_path / "a.jsonl"
+    lines = [{"text": "a"}, {"messages": chat}, {"text": "c"}, {"text": "d"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pack(options(tmp_path / "out", file))
+    assert stored(tmp_path / "out") == ["a", "user: b\n", "c", "d"]
+
+
+def test_a_tokenizer_that_splits_otherwise_is_another(tmp_path: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    file = write_lines(tmp_path / "a.jsonl", ["some words"])
+    for name, split in (("one", False), ("two", True)):
+        tokenizer = texts.byte_tokenizer()
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+        tokenizer.save_pretrained(tmp_path / name)
+    pack(options(tmp_path / "out", file, tokenizer=str(tmp_path / "one")))
+    with pytest.raises(ConfigError, match="holds another data set"):
+        pack(options(tmp_path / "out", file, tokenizer=str(tmp_path / "two")))
+
+
 def test_another_data_set_is_not_overwritten(tmp_path: Path) -> None:
     directory = packed(tmp_path, TEXTS[:10])
     other = write_lines(tmp_path / "other.jsonl", TEXTS[:5])
