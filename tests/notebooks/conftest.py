@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
 
     def run(name: str, **values: object) -> tuple[dict[str, Run], Path]:
+        shutil.copytree(notebooks.folder() / notebooks.CELLS, tmp_path / notebooks.CELLS, dirs_exist_ok=True)
         executed = tmp_path / name
         papermill.execute_notebook(
             str(notebooks.folder() / name),

@@ -152,3 +152,19 @@ def test_a_run_goes_on_with_the_samples_that_are_left(execute, few_figures: None
     assert (turned["value"], turned["old_value"]) == (3, 1)
     text = executed.read_text()
     assert "duplicates left out" in text and "sequences of 64; vocabulary of 257" in text
+
+
+def test_parts_of_ones_own_do_what_they_say(execute, few_figures: None, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    runs, executed = execute("13_parts_of_your_own.ipynb", steps=3)
+    assert {name: run.status for name, run in runs.items()} == {"counted": "finished", "layout": "finished"}
+    cells = {cell.id: cell for cell in nbformat.read(executed, 4).cells}
+
+    def printed(cell: str) -> str:
+        return "".join(output.get("text", "") for output in cells[cell].outputs)
+
+    assert f"{4 * 4160} bytes of gradients before step 5" in printed("extending-07")
+    assert "4160 bytes are the weights" in printed("extending-07")
+    found = re.findall(r"^(eager|fused): (\S+) from float64, (\S+) ms", printed("extending-15"), re.M)
+    assert [name for name, _, _ in found] == ["eager", "fused"], printed("extending-15")
+    assert all(0 <= float(difference) < 5e-6 and float(time) > 0 for _, difference, time in found)

@@ -23,6 +23,15 @@ def test_a_notebook_is_stored_clean(path: Path) -> None:
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in book.cells) == 1
 
 
+def test_a_copy_has_the_cells_that_notebooks_run_and_keeps_what_was_changed(tmp_path: Path) -> None:
+    copy = notebooks.copied_to(tmp_path)
+    changed = copy / notebooks.CELLS / "tensor_plan.py"
+    assert {path.name for path in copy.glob("*.ipynb")} == {path.name for path in BOOKS} and changed.is_file()
+    changed.write_text("mine")
+    notebooks.copied_to(tmp_path)
+    assert changed.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     "parameters",
     [{"steps": 20}, {"recipe": "digits-vit", "plugin": "hybrid", "tp": 2, "steps": 20}],

@@ -9,6 +9,8 @@ from workbench import errors
 from workbench.errors import WorkbenchError
 
 QUICKSTART = "01_quickstart.ipynb"
+#: the folder of cells that stand in files of their own, beside the notebooks
+CELLS = "extending"
 
 
 def folder() -> Path:
@@ -21,9 +23,12 @@ def folder() -> Path:
 
 
 def copied_to(target: Path) -> Path:
-    """A writable copy of the notebooks in ``target``; files that are there already stay as they are."""
-    target.mkdir(parents=True, exist_ok=True)
-    for notebook in sorted(folder().glob("*.ipynb")):
-        if not (target / notebook.name).exists():
-            shutil.copyfile(notebook, target / notebook.name)
+    """A writable copy of the notebooks, and of the cells that they run, in ``target``; files that are there already
+    stay as they are."""
+    source = folder()
+    for file in sorted([*source.glob("*.ipynb"), *source.glob(f"{CELLS}/*.py")]):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists():
+            shutil.copyfile(file, copy)
     return target
