@@ -95,7 +95,7 @@ def test_a_run_without_the_newer_tables_says_so(bare: Any, runs: dict[str, Path]
             file.unlink()
     panel = StaticPanel(bare, runs["old"])
     ready(panel)
-    for tab, text in (("timeline", "No phases were recorded"), ("gradients", "No gradient statistics")):
+    for tab, text in (("timeline", "No phases were recorded"), ("gradients", "No reduced gradients yet")):
         panel.open(tab)
         assert text in bare.locator(f".dw-tabpage[id$='-{tab}-page'] .dw-nothing").inner_text()
         assert bare.evaluate(DRAWN, tab) == []

@@ -83,6 +83,7 @@ def refusals(rank: int, ranks: int, directory: Path) -> dict[str, str]:
         left = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
         found["padded on the left"] = _message(lambda: model(input_ids=ids, attention_mask=left))
         found["positions"] = _message(lambda: model(input_ids=ids, position_ids=ids))
+        found["the body"] = _message(lambda: model.model(input_ids=ids))
         found["embeddings"] = _message(lambda: model(inputs_embeds=torch.ones(2, 4, 32)))
         prepared.close()
     return found
@@ -125,6 +126,23 @@ def _factored(work: Any) -> None:
     work.optimizer = models.optimizer(work.model, "Adafactor")
 
 
+def _in_layers(change: Callable[[Any], None]) -> Callable[[Any], None]:
+    return lambda work: [change(layer) for layer in work.model.model.layers] and None
+
+
+def _padded(work: Any) -> None:
+    from transformers import LlamaForCausalLM
+
+    config = copy.deepcopy(work.model.config)
+    config.pad_token_id = 0
+    work.model = LlamaForCausalLM(config)
+    work.optimizer = torch.optim.SGD(work.model.parameters(), lr=0.1)
+
+
+def _set(place: str, name: str, value: Any) -> Callable[[Any], None]:
+    return lambda work: setattr(work.model.get_submodule(place), name, value)
+
+
 _CHANGES: dict[str, Callable[[Any], None]] = {
     "vit": lambda work: None,
     "llama": lambda work: None,
@@ -135,6 +153,13 @@ _CHANGES: dict[str, Callable[[Any], None]] = {
     "gpt2 dropout": _dropping,
     "a class of its own": _subclassed,
     "a hook": _hooked,
+    "padding": _padded,
+    "an activation": _in_layers(lambda layer: setattr(layer.mlp, "act_fn", torch.nn.ReLU())),
+    "no norm": _set("model", "norm", torch.nn.Identity()),
+    "epsilon": _set("model.norm", "variance_epsilon", 1.0),
+    "scaling": _in_layers(lambda layer: setattr(layer.self_attn, "scaling", 0.05)),
+    "length": _set("model.embed_tokens", "max_norm", 1.0),
+    "frequencies": lambda work: work.model.model.rotary_emb.inv_freq.mul_(0.5),
     "a gradient hook": _gradient_hooked,
     "fused": _fused,
     "factored": _factored,

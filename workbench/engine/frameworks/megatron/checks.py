@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,11 +53,55 @@ def _differences(family: Family, model: Any) -> Iterator[str]:
             yield f"{name or 'the model'} is a {type(module).__name__} of its own"
         if name and any(getattr(module, hooks) for hooks in _HOOKS):
             yield f"{name} has a hook, and Megatron does not call it"
+    yield from _changes(model)
     for name, parameter in model.named_parameters():
         if part_of(family, config, name) is None:
             yield f"Megatron has no {name}"
         if parameter.dtype != torch.float32:
             yield f"{name} is {parameter.dtype}, and the plan computes in float32"
+
+
+def _changes(model: Any) -> Iterator[str]:
+    """What of the modules is not as the configuration makes them: Megatron's are made from that alone."""
+    with torch.random.fork_rng(), torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(model.config))
+    made = dict(fresh.named_modules())
+    for name, module in model.named_modules():
+        place = name or "the model"
+        other = made.pop(name, None)
+        if type(module) is not type(other):
+            there = "none" if other is None else f"a {type(other).__name__}"
+            yield f"{place} is a {type(module).__name__}, and its configuration makes {there}"
+            continue
+        values, wanted = _plain(module), _plain(other)
+        for key in sorted(values.keys() | wanted.keys()):
+            if values.get(key) != wanted.get(key):
+                yield (
+                    f"{key} of {place} is {values.get(key, 'missing')!r}, and its configuration makes "
+                    f"{wanted.get(key, 'none')!r}"
+                )
+        if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+            yield f"{place} has padding_idx={module.padding_idx} (pad_token_id), a row that gets no gradient"
+        frequencies = module._buffers.get("inv_freq")
+        if frequencies is not None:
+            expected = type(module)(config=copy.deepcopy(model.config))._buffers["inv_freq"]
+            if not torch.equal(frequencies.cpu(), expected.cpu()):
+                yield f"inv_freq of {place} is not what its configuration makes"
+    if made:
+        yield f"it has no {next(iter(made))}, which its configuration makes"
+
+
+def _plain(module: torch.nn.Module) -> dict[str, Any]:
+    """Attributes that say how a module computes. Dropout is read from the modules (``Family.dropouts``)."""
+    return {
+        key: getattr(value, "__func__", value)
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and key not in ("training", "p", "gradient_checkpointing", "name_or_path")
+        and "dropout" not in key
+        and "pdrop" not in key
+        and (value is None or callable(value) or isinstance(value, int | float | str | tuple | torch.dtype))
+    }
 
 
 def _check_split(family: Family, model: Any, tp: int) -> None:

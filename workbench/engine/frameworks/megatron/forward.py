@@ -87,6 +87,15 @@ class Computed:
             )
 
 
+def refuse_part(module: torch.nn.Module, inputs: Any) -> None:
+    """A hook before the forward pass of the model's body, whose weights are Megatron's meanwhile."""
+    raise ConfigError(
+        f"a part of the model is called by itself ({type(module).__name__}): under --framework megatron the model is "
+        "called as a whole, as in model(input_ids=ids). Use --framework torch",
+        field="loss_fn",
+    )
+
+
 def _hidden(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     if attention_mask is None:
         return None

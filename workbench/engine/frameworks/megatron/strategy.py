@@ -26,7 +26,7 @@ from workbench.engine.base.parts import BatchObserver, WeightMatrix
 from workbench.engine.base.workload import Workload
 from workbench.engine.frameworks.megatron.buffers import GradientBuffers
 from workbench.engine.frameworks.megatron.checks import check, family_of
-from workbench.engine.frameworks.megatron.forward import Computed
+from workbench.engine.frameworks.megatron.forward import Computed, refuse_part
 from workbench.engine.frameworks.megatron.models import Split, gpt_model
 from workbench.engine.frameworks.megatron.weights import SharedWeights, has_tied
 from workbench.engine.frameworks.torch.whole_model import ReplicatedStrategy
@@ -71,6 +71,8 @@ class MegatronStrategy(ReplicatedStrategy):
         self._told = share_of_replicas(self._held, turns, self.mesh, self.coordinates)
         self._mine = self._told
         self._shares = {(item.layer, item.sharded) for item in self._mine}
+        body: Any = model.base_model
+        self._guard = body.register_forward_pre_hook(refuse_part)
         takes_positions = family.positions != "rope"
         model.forward = Computed(model, self._ddp, gpt, takes_positions=takes_positions, is_last=split.is_last)
         config = OptimizerConfig(lr=None, clip_grad=0.0)
@@ -166,6 +168,7 @@ class MegatronStrategy(ReplicatedStrategy):
         if hasattr(self, "_stepper"):
             self.norms.close()
             self._hooks.give_back()
+            self._guard.remove()
             del self.workload.model.forward
             self._weights.close(self._optimizer)
             del self._ddp, self._stepper, self._reduction, self._weights, self.model
