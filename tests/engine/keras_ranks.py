@@ -224,3 +224,31 @@ def _refusal(spec: TrainSpec, cell: str) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def excluded(rank: int, ranks: int, directory: Path, *, by: str) -> dict[str, list[float]]:
+    """Weights after some updates with a large decay from which weights are excluded, here and by Keras."""
+    from workbench.engine.frameworks.tensorflow.cells import adopted
+
+    found = {}
+    for who in ("ours", "keras"):
+        keras.utils.set_random_seed(0)
+        network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="first"), keras.layers.Dense(1)])
+        optimizer = keras.optimizers.AdamW(0.1, weight_decay=2.0)
+        weights = network.trainable_variables
+        optimizer.exclude_from_weight_decay(
+            **({"var_names": ["kernel"]} if by == "name" else {"var_list": weights[:1]})
+        )
+        gradients = [np.full(each.shape, 0.1 * (number + 1), "float32") for number, each in enumerate(weights)]
+        if who == "ours":
+            spec = TrainSpec.from_options({"ranks": 1, "batch_size": 4, "framework": "tensorflow", "plugin": "ddp"})
+            update = adopted({"model": network, "optimizer": optimizer}, spec)["optimizer"]
+            for parameter, gradient in zip(update.param_groups[0]["params"], gradients, strict=True):
+                parameter.grad = torch.from_numpy(gradient)
+        for _ in range(3):
+            if who == "ours":
+                update.step()
+            else:
+                optimizer.apply([tf.constant(each) for each in gradients], weights)
+        found[who] = np.concatenate([each.numpy().ravel() for each in weights]).tolist()
+    return found

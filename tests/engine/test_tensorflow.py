@@ -57,6 +57,11 @@ REFUSED = {
     "optimizer = torch.optim.SGD([torch.ones(1)], 0.1)": "optimizer is a SGD: --framework tensorflow takes one of",
     "optimizer = keras.optimizers.LossScaleOptimizer(optimizer)": "optimizer is a LossScaleOptimizer",
     "optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)": "use --accumulate",
+    "optimizer = keras.optimizers.SGD(0.1, loss_scale_factor=8.0)": "by which it divides gradients of a loss that fit",
+    "optimizer = keras.optimizers.SGD(0.1); optimizer.nesterov = True": "nesterov of the optimizer is True, and False",
+    "optimizer = keras.optimizers.SGD(0.1); optimizer.own = 3": "own of the optimizer is 3, and None in one that is",
+    "optimizer = keras.optimizers.SGD(0.1); optimizer.apply([each * 0 for each in model.trainable_variables], "
+    "model.trainable_variables)": "the optimizer has made 1 steps in the cell",
     "optimizer = keras.optimizers.SGD(lambda: 0.1)": "the learning rate is a function",
     "criterion = keras.losses.MeanSquaredError()": "losses of Keras take .target, outputs.: define loss_fn",
     "lr_scheduler = 1": "give the optimizer one of keras.optimizers.schedules",
@@ -165,3 +170,9 @@ def test_a_cell_that_cannot_be_trained_is_refused_with_what_to_do(run_keras: Run
     for (cell, pattern), message in zip(REFUSED.items(), told, strict=True):
         with pytest.raises(ValueError, match=pattern):
             raise ValueError(message or f"{cell} was not refused")
+
+
+@pytest.mark.parametrize("by", ["name", "variable"])
+def test_weights_that_are_excluded_from_decay_do_not_decay(run_kept: Callable[..., list[Any]], by: str) -> None:
+    found = run_kept(1, f"{RANKS}:excluded", by=by, on_ranks_of="tensorflow")[0]
+    assert found["ours"] == pytest.approx(found["keras"], abs=1e-6)

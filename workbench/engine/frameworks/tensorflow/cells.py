@@ -25,6 +25,8 @@ _REFUSED = {
     "criterion": "losses of Keras take (target, outputs): define loss_fn(model, batch)",
     "lr_scheduler": "schedules are Keras's: give the optimizer one of keras.optimizers.schedules as learning_rate",
 }
+#: what an optimizer of Keras is told after it was made, which its configuration does not have
+_NOT_IN_CONFIG = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
 _SHOWN = 3
 
 
@@ -92,13 +94,48 @@ def _optimizer(optimizer: Any) -> tuple[keras.optimizers.Optimizer, Any]:
             "--accumulate",
             field="optimizer",
         )
+    if optimizer.loss_scale_factor is not None:
+        raise ConfigError(
+            f"the optimizer has loss_scale_factor={optimizer.loss_scale_factor}, by which it divides gradients of a "
+            "loss that fit() would have multiplied: leave it out; --precision fp16 has a loss scale of its own",
+            field="optimizer",
+        )
+    steps = int(optimizer.iterations.numpy())
+    if steps:
+        raise ConfigError(
+            f"the optimizer has made {steps} steps in the cell, and a run begins with a new one: make it anew behind "
+            "them",
+            field="optimizer",
+        )
     schedule = optimizer._learning_rate
     is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
     if not is_schedule and callable(schedule) and not isinstance(schedule, keras.Variable):
         raise ConfigError("the learning rate is a function: give a number or a schedule of Keras", field="optimizer")
     rate = float(schedule(0)) if is_schedule else float(np.array(optimizer.learning_rate))
-    made = type(optimizer).from_config({**optimizer.get_config(), "learning_rate": rate})
-    return made, schedule if is_schedule else rate
+    new = type(optimizer).from_config({**optimizer.get_config(), "learning_rate": rate})
+    for name in _NOT_IN_CONFIG:
+        if hasattr(optimizer, name):
+            setattr(new, name, getattr(optimizer, name))
+    given, found = _plain(optimizer), _plain(new)
+    for name in sorted(given.keys() | found.keys()):
+        if given.get(name) != found.get(name):
+            raise ConfigError(
+                f"{name} of the optimizer is {given.get(name)!r}, and {found.get(name)!r} in one that is made from its "
+                "get_config(), as a run does: let get_config() tell it",
+                field="optimizer",
+            )
+    return new, schedule if is_schedule else rate
+
+
+def _plain(optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+    """Options of an optimizer, and what a cell has set on it."""
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if not name.startswith("_")
+        and name not in ("built", "name")
+        and (value is None or isinstance(value, bool | int | float | str | tuple))
+    }
 
 
 class _Read:

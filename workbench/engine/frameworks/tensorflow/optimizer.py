@@ -46,6 +46,11 @@ class KerasOptimizer(torch.optim.Optimizer):
         super().__init__(list(self._mirrors), {"lr": lr, **decay})
 
     @property
+    def keeps_moments(self) -> bool:
+        """Whether the optimizer keeps something for each weight."""
+        return any(name != _STEP for slots in self._slots.values() for name in slots)
+
+    @property
     def state(self) -> Any:
         """Weight -> name -> tensor, as of torch's optimizers; empty before the first step."""
         if self._is_behind:

@@ -19,6 +19,7 @@ from workbench.engine.frameworks.tensorflow import world
 from workbench.engine.frameworks.tensorflow.generators import generators_of
 from workbench.engine.frameworks.tensorflow.losses import KerasLosses
 from workbench.engine.frameworks.tensorflow.mirror import MirroredModel
+from workbench.engine.frameworks.tensorflow.optimizer import KerasOptimizer
 from workbench.engine.frameworks.torch.data_parallel import DataParallelStrategy
 from workbench.errors import ConfigError
 
@@ -64,6 +65,22 @@ class TensorFlowStrategy(DataParallelStrategy):
                 "batch_norm",
                 f"batch normalisation ({shown}) uses the statistics of each rank's and each gradient accumulation "
                 "step's own samples: the loss depends on their number, and checkpoints hold the statistics of rank 0",
+            )
+
+        self._tell_dense_updates()
+
+    def _tell_dense_updates(self) -> None:
+        """Tell that rows of embeddings are updated as all other weights are."""
+        layers = _mirrored(self.workload).model._flatten_layers()
+        tables = [each for each in layers if isinstance(each, keras.layers.Embedding)]
+        optimizer = self.workload.optimizer
+        assert isinstance(optimizer, KerasOptimizer)
+        if self.rank == 0 and optimizer.keeps_moments and any(each.trainable for each in tables):
+            self.tell(
+                "dense_updates",
+                f"gradients of {tables[0].name} are dense here: {type(optimizer.keras).__name__} updates all of its "
+                "rows in each step, where Keras treats rows apart that a batch has not looked up. Losses differ from "
+                "those of Keras, as they do between sparse and dense gradients there",
             )
 
     def _distribute(self) -> None:
