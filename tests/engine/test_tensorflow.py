@@ -58,7 +58,6 @@ REFUSED = {
     "optimizer = keras.optimizers.LossScaleOptimizer(optimizer)": "optimizer is a LossScaleOptimizer",
     "optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)": "use --accumulate",
     "optimizer = keras.optimizers.SGD(0.1, loss_scale_factor=8.0)": "by which it divides gradients of a loss that fit",
-    "optimizer = keras.optimizers.SGD(0.1); optimizer.nesterov = True": "nesterov of the optimizer is True, and False",
     "optimizer = keras.optimizers.SGD(0.1); optimizer.own = 3": "own of the optimizer is 3, and None in one that is",
     "optimizer = keras.optimizers.SGD(0.1); optimizer.apply([each * 0 for each in model.trainable_variables], "
     "model.trainable_variables)": "the optimizer has made 1 steps in the cell",
