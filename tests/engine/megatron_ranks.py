@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,14 @@ def _padded(work: Any) -> None:
     work.optimizer = torch.optim.SGD(work.model.parameters(), lr=0.1)
 
 
+def _loaded(work: Any) -> None:
+    """The same model, as it comes from a directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        work.model.save_pretrained(folder)
+        work.model = type(work.model).from_pretrained(folder)
+    work.optimizer = torch.optim.SGD(work.model.parameters(), lr=0.1)
+
+
 def _set(place: str, name: str, value: Any) -> Callable[[Any], None]:
     return lambda work: setattr(work.model.get_submodule(place), name, value)
 
@@ -156,6 +165,11 @@ _CHANGES: dict[str, Callable[[Any], None]] = {
     "padding": _padded,
     "an activation": _in_layers(lambda layer: setattr(layer.mlp, "act_fn", torch.nn.ReLU())),
     "no norm": _set("model", "norm", torch.nn.Identity()),
+    "a shared weight": lambda work: setattr(
+        work.model.model.layers[1].mlp.up_proj, "weight", work.model.model.layers[0].mlp.up_proj.weight
+    ),
+    "gpt2 without a weight": lambda work: setattr(work.model.transformer.ln_f, "weight", None),
+    "loaded": _loaded,
     "epsilon": _set("model.norm", "variance_epsilon", 1.0),
     "scaling": _in_layers(lambda layer: setattr(layer.self_attn, "scaling", 0.05)),
     "length": _set("model.embed_tokens", "max_norm", 1.0),

@@ -18,6 +18,8 @@ REFUSED = {
     "padding": "model.embed_tokens has padding_idx=0 (pad_token_id), a row that gets no gradient",
     "an activation": "model.layers.0.mlp.act_fn is a ReLU, and its configuration makes a SiLU",
     "no norm": "model.norm is a Identity, and its configuration makes a LlamaRMSNorm",
+    "a shared weight": "model.layers.1.mlp.up_proj.weight is the same tensor as model.layers.0.mlp.up_proj.weight",
+    "gpt2 without a weight": "transformer.ln_f.weight is missing, and its configuration",
     "epsilon": "variance_epsilon of model.norm is 1.0, and its configuration makes 1e-06",
     "scaling": "scaling of model.layers.0.self_attn is 0.05, and its configuration makes",
     "length": "max_norm of model.embed_tokens is 1.0, and its configuration makes None",
@@ -48,6 +50,6 @@ def test_weights_are_those_of_one_process_also_where_the_loss_names_them(
 
 def test_what_it_computes_otherwise_is_refused_with_the_reason(run_kept: Callable[..., list[Any]]) -> None:
     found = run_kept(1, "tests.engine.megatron_ranks:refusals", on_ranks_of="megatron")[0]
-    assert {name for name, said in found.items() if not said} == {"llama", "gpt2"}
+    assert {name for name, said in found.items() if not said} == {"llama", "gpt2", "loaded"}
     for name, said in REFUSED.items():
         assert said in found[name], name

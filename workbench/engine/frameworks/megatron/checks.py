@@ -63,7 +63,7 @@ def _differences(family: Family, model: Any) -> Iterator[str]:
 
 def _changes(model: Any) -> Iterator[str]:
     """What of the modules is not as the configuration makes them: Megatron's are made from that alone."""
-    with torch.random.fork_rng(), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         fresh = type(model)(copy.deepcopy(model.config))
     made = dict(fresh.named_modules())
     for name, module in model.named_modules():
@@ -89,6 +89,26 @@ def _changes(model: Any) -> Iterator[str]:
                 yield f"inv_freq of {place} is not what its configuration makes"
     if made:
         yield f"it has no {next(iter(made))}, which its configuration makes"
+    shared, wanted_shared = _shared(model), _shared(fresh)
+    for name in sorted(shared.keys() | wanted_shared.keys()):
+        if shared.get(name) != wanted_shared.get(name):
+            yield f"{name} is {_share_in_words(shared.get(name), name)}, and its configuration makes it otherwise"
+
+
+def _shared(model: Any) -> dict[str, str]:
+    """Name of each weight -> the first name of the same tensor; of the output layer, which may share the embedding's
+    whatever the configuration says, its own."""
+    first: dict[int, str] = {}
+    output = model.get_output_embeddings()
+    own = set() if output is None else {id(output.weight)}
+    found = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[name] = name if id(parameter) in own else first.setdefault(id(parameter), name)
+    return found
+
+
+def _share_in_words(first: str | None, name: str) -> str:
+    return "missing" if first is None else "a weight of its own" if first == name else f"the same tensor as {first}"
 
 
 def _plain(module: torch.nn.Module) -> dict[str, Any]:
