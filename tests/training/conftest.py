@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from tests.shell import notebook_shell
 from workbench.cluster import releases
 from workbench.cluster.session import Session
+from workbench.core.frameworks import DEFAULT_FRAMEWORK
 from workbench.errors import RanksBusyError
 
 
@@ -26,9 +27,12 @@ def shell(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
 
 def _end_busy_ranks() -> Session | None:
-    """The session, without ranks that a test left at work: these are ended with it."""
+    """The session, without ranks that a test left at work, or of another framework than a training's default: these are
+    ended with it."""
     session = Session.current()
-    if session is not None:
+    if session is not None and not session.kind.can_train(DEFAULT_FRAMEWORK):
+        session.down()
+    elif session is not None:
         try:
             session.check_free(range(session.n))
         except RanksBusyError:
